@@ -1,0 +1,18 @@
+"""Documents -> tokens -> an exactly balanced, resumable token stream. One file per stage, in order:
+
+    sources     files, rows and docstrings become Documents (text + language + text|code)
+    languages   which language a file name means
+    dedup       a document whose normalised content was seen before is dropped, with a reason
+    split       which documents are held out, by hash of the same normalised content
+    tokenizer   byte-level BPE with reserved sentinels
+    shards      token ids on disk: header, ids, one checksum per block
+    manifest    what a finished corpus is made of; Corpus opens it without reading the tokens
+    ledger      documents, bytes and tokens per language and stage, with reasons
+    mixture     which sequence of which source comes at a position, in closed form
+    permutation which block of a source comes next, in closed form
+    stream      positions -> batches; a pure function of (corpus, mixture, seed, position)
+    loader      the part of each step that one data-parallel rank needs, prefetched
+    build, show the two commands: make a corpus, look at one
+
+This package imports nothing from loopcoder_train and no torch.
+"""

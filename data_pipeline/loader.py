@@ -1,0 +1,121 @@
+"""The part of every step that one data-parallel rank needs, read ahead by a thread.
+
+The journey of a step: step t covers positions [t*G, (t+1)*G) of the stream, G = global batch size; rank d of D takes
+the d-th contiguous G/D of them and reads them in micro-batches. So the union over ranks does not depend on D, on the
+micro-batch size or on how far ahead the thread reads. State: the number of the next step.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+from data_pipeline.errors import DataError
+from data_pipeline.stream import Batch, TokenStream
+
+_POLL_SECONDS = 0.1
+
+
+class StreamLoader(Iterator[list[Batch]]):
+    """Iterates over `num_steps` steps from `start_step`; each item is this rank's micro-batches of one step.
+
+    Sizes are in sequences. prefetch_steps >= 1 steps are read ahead. `wait_seconds`: how long the last `next` waited.
+    An error of the reading thread is raised by the `next` that would have returned its step. `close` stops the
+    thread; the loader is also a context manager. Raises DataError when the sizes do not divide.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        start_step: int,
+        num_steps: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_parallel_rank: int = 0,
+        data_parallel_size: int = 1,
+        prefetch_steps: int = 2,
+    ) -> None:
+        _check_sizes(global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size, prefetch_steps)
+        end = (start_step + num_steps) * global_batch_size
+        if start_step < 0 or num_steps < 0 or end > stream.total:
+            raise DataError(
+                f"data: steps {start_step}..{start_step + num_steps} of {global_batch_size} sequences need positions "
+                f"up to {end}, the mixture holds {stream.total}; plan the mixture for the whole run"
+            )
+        self.wait_seconds = 0.0
+        self._stream = stream
+        self._steps = range(start_step, start_step + num_steps)
+        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
+        self._rank_size = global_batch_size // data_parallel_size
+        self._rank_offset = data_parallel_rank * self._rank_size
+        self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=prefetch_steps)
+        self._stop = threading.Event()
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="token-stream", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for step in self._steps:
+                if not self._put(self._read(step)):
+                    return
+            self._put(None)
+        except BaseException as error:  # a thread has no caller: whatever it is, the consumer must see it
+            self._put(error)
+
+    def _put(self, item: list[Batch] | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _read(self, step: int) -> list[Batch]:
+        first = step * self._global_batch_size + self._rank_offset
+        batch = self._stream.read(range(first, first + self._rank_size))
+        size = self._micro_batch_size
+        return [batch.rows(start, start + size) for start in range(0, self._rank_size, size)]
+
+    def __next__(self) -> list[Batch]:
+        if self._ended is not None:
+            raise self._ended
+        if self._stop.is_set():
+            raise StopIteration
+        began = time.monotonic()
+        item = self._queue.get()
+        self.wait_seconds = time.monotonic() - began
+        if item is None or isinstance(item, BaseException):
+            self._ended = item or StopIteration()
+            raise self._ended
+        return item
+
+    def close(self) -> None:
+        """Stop the reading thread and wait for it; safe to call twice."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> "StreamLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_sizes(global_batch: int, micro_batch: int, rank: int, size: int, prefetch: int) -> None:
+    if global_batch < 1 or micro_batch < 1 or size < 1:
+        raise DataError(
+            f"training.global_batch_size={global_batch}, training.micro_batch_size={micro_batch}, "
+            f"parallel.data_parallel_size={size}: each must be >= 1"
+        )
+    if not 0 <= rank < size:
+        raise DataError(f"data parallel rank {rank}: must be in 0..{size - 1}")
+    if global_batch % (micro_batch * size):
+        raise DataError(
+            f"training.global_batch_size={global_batch}: must be a multiple of micro_batch_size {micro_batch} x "
+            f"data_parallel_size {size} = {micro_batch * size}"
+        )
+    if prefetch < 1:
+        raise DataError(f"data.prefetch_steps={prefetch}: must be >= 1")

@@ -1,0 +1,247 @@
+"""What a finished corpus is made of. `manifest.json` is written last: a folder without it is not a corpus.
+
+The journey: build.py fills a `Manifest` and saves it; `Corpus.open` reads it back, checks that it is whole (its hash),
+that every path stays inside the folder and that the tokenizer is the one of the shards. No shard is opened before a
+token of it is wanted, so opening does not depend on the number of tokens or documents.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+import numpy as np
+
+from data_pipeline.errors import DataError, nearest_hint
+from data_pipeline.shards import ShardCache, ShardedTokens, ShardInfo
+
+FORMAT = "loopcoder-corpus"
+VERSION = 1
+MANIFEST_FILE, TOKENIZER_FILE, LEDGER_FILE = "manifest.json", "tokenizer.json", "ledger.json"
+SPLITS = ("train", "heldout")
+BUILD_REMEDY = "run `loopcoder data build`"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitInfo:
+    """One split of one source. `tokens` counts the end-of-document tokens too, one per document."""
+
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    shards: list[ShardInfo] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceInfo:
+    """One source of the stream: one language (or a group of small ones), on one side (text | code)."""
+
+    name: str
+    kind: str
+    language: str
+    train: SplitInfo = field(default_factory=SplitInfo)
+    heldout: SplitInfo = field(default_factory=SplitInfo)
+
+    def split(self, name: str) -> SplitInfo:
+        """`train` or `heldout`."""
+        return {"train": self.train, "heldout": self.heldout}[name]
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """Everything that identifies a corpus. `heldout` says how the split was made; `build_config` from what."""
+
+    sources: list[SourceInfo]
+    tokenizer_hash: str
+    tokenizer_file_sha256: str
+    vocab_size: int
+    end_of_document_id: int
+    dtype: str
+    block_tokens: int
+    heldout: dict[str, Any] = field(default_factory=dict)
+    build_config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [source.name for source in self.sources]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [source.kind for source in self.sources]
+
+    @functools.cached_property
+    def manifest_hash(self) -> str:
+        """sha256 of the content; the same for two builds of the same data, wherever they lie."""
+        return _content_hash(dataclasses.asdict(self))
+
+    def source_index(self, name: str) -> int:
+        """The index of a source by name; DataError names the nearest one."""
+        if name not in self.names:
+            raise DataError(f"source {name!r} is not in the corpus{nearest_hint(name, self.names)}")
+        return self.names.index(name)
+
+    def save(self, directory: Path) -> None:
+        """Write manifest.json durably: temporary name, fsync, rename."""
+        content = {"format": FORMAT, "version": VERSION, "manifest_hash": self.manifest_hash}
+        write_durably(directory / MANIFEST_FILE, _dump({**content, **dataclasses.asdict(self)}))
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read and check manifest.json. Raises DataError when it is missing, damaged, or from another version."""
+        path = directory / MANIFEST_FILE
+        content = _read_json(path)
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise DataError(
+                f"{path}: format {content.get('format')!r} version {content.get('version')!r}; this program reads "
+                f"{FORMAT!r} version {VERSION}; build the corpus again"
+            )
+        body = {key: value for key, value in content.items() if key not in ("format", "version", "manifest_hash")}
+        if _content_hash(body) != content.get("manifest_hash"):
+            raise DataError(f"{path}: content does not match its hash; restore the file or build the corpus again")
+        manifest = cls(**{**body, "sources": [_source(entry) for entry in body["sources"]]})
+        manifest.check(path)
+        return manifest
+
+    def check(self, path: Path) -> None:
+        """Rules that hold for every manifest; `path` is only for the messages."""
+        if not self.sources:
+            raise DataError(f"{path}: no sources; {BUILD_REMEDY}")
+        if len(set(self.names)) != len(self.names):
+            raise DataError(f"{path}: two sources have the same name; build the corpus again")
+        if self.dtype not in _DTYPES:
+            raise DataError(f"{path}: dtype {self.dtype!r}; must be one of {', '.join(_DTYPES)}")
+        if not 0 <= self.end_of_document_id < self.vocab_size:
+            raise DataError(f"{path}: end_of_document_id {self.end_of_document_id} is outside vocabulary {self.vocab_size}")
+        for source in self.sources:
+            if not _NAME.fullmatch(source.name):
+                raise DataError(f"{path}: source name {source.name!r}; only a-z 0-9 . _ + - are allowed")
+            if source.kind not in ("text", "code"):
+                raise DataError(f"{path}: source {source.name!r} has kind {source.kind!r}; must be text or code")
+            for split in (source.train, source.heldout):
+                for shard in split.shards:
+                    check_relative(shard.file, path)
+                if split.tokens != sum(shard.num_tokens for shard in split.shards):
+                    raise DataError(f"{path}: source {source.name!r}: shards do not add up to {split.tokens} tokens")
+
+
+class Corpus:
+    """A corpus on disk, opened lazily. Threads may share it.
+
+    manifest: the `Manifest`; directory: where it lies; ledger and tokenizer are read when asked for.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory, self.manifest = directory, manifest
+        self._cache = ShardCache()
+        self._tokens: dict[tuple[int, str], ShardedTokens] = {}
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Open the corpus in `directory`. Raises DataError when it is missing, damaged or has another tokenizer."""
+        directory = Path(directory)
+        if not (directory / MANIFEST_FILE).is_file():
+            raise DataError(f"{directory}: no corpus there ({MANIFEST_FILE} is missing); {BUILD_REMEDY}")
+        corpus = cls(directory, Manifest.load(directory))
+        corpus._check_tokenizer()
+        return corpus
+
+    def _check_tokenizer(self) -> None:
+        path = self.directory / TOKENIZER_FILE
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: tokenizer cannot be read ({error.strerror}); {BUILD_REMEDY}") from error
+        if hashlib.sha256(content).hexdigest() == self.manifest.tokenizer_file_sha256:
+            return
+        # Not the same bytes: perhaps only the white space differs. Parsing is slow for a large vocabulary, so second.
+        if canonical_json_hash(content, path) != self.manifest.tokenizer_hash:
+            raise DataError(
+                f"{path}: not the tokenizer that made the shards (manifest says "
+                f"{self.manifest.tokenizer_hash[:16]}); restore it or build the corpus again"
+            )
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The `Tokenizer` of this corpus."""
+        from data_pipeline.tokenizer import Tokenizer  # the stream must not pay for this import
+
+        return Tokenizer.load(self.directory / TOKENIZER_FILE, end_of_document_id=self.manifest.end_of_document_id)
+
+    def tokens(self, source_index: int, split: str = "train") -> ShardedTokens:
+        """The tokens of one source and split ("train" | "heldout") as one array-like; no file is opened yet."""
+        key = (source_index, split)
+        if key not in self._tokens:
+            shards = self.manifest.sources[source_index].split(split).shards
+            self._tokens[key] = ShardedTokens(self.directory, shards, self._cache)
+        return self._tokens[key]
+
+    def close(self) -> None:
+        """Close all shard files; reading opens them again."""
+        self._cache.close()
+
+
+def canonical_json_hash(content: bytes, path: Path) -> str:
+    """sha256 of a JSON document with sorted keys and no spaces."""
+    try:
+        parsed = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); restore the file") from error
+    return _content_hash(parsed)
+
+
+def check_relative(file: str, path: Path) -> None:
+    """DataError unless `file` stays inside the folder of the manifest at `path`."""
+    parts = PurePosixPath(file).parts
+    if not parts or PurePosixPath(file).is_absolute() or ".." in parts or "\\" in file or "\0" in file:
+        raise DataError(f"{path}: shard path {file!r}; must be relative and stay inside the corpus")
+
+
+def write_durably(path: Path, content: str) -> None:
+    """Write a text file so that after a crash it is whole or absent."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _content_hash(content: Any) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {BUILD_REMEDY}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); restore the file or build the corpus again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object; restore the file or build the corpus again")
+    return content
+
+
+def _source(entry: dict[str, Any]) -> SourceInfo:
+    splits = {}
+    for name in SPLITS:
+        split = entry[name]
+        splits[name] = SplitInfo(**{**split, "shards": [ShardInfo(**shard) for shard in split["shards"]]})
+    return SourceInfo(name=entry["name"], kind=entry["kind"], language=entry["language"], **splits)

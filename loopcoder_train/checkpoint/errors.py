@@ -1,0 +1,15 @@
+"""What can be wrong with a checkpoint: it cannot be read (the user's matter) or not be written (the disk's)."""
+
+from loopcoder_train.config.errors import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used: one line that names the file, what is wrong with it and a remedy."""
+
+
+class SaveFailed(OSError):
+    """A save that the file system refused on at least one rank: one line, the same on every rank.
+
+    Nothing of the attempt is left that could be taken for a checkpoint, and earlier checkpoints are untouched, so
+    training may log it and go on.
+    """

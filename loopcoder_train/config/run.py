@@ -1,0 +1,194 @@
+"""A whole run: every group, the rules that cross groups, and what may change between attempts."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from loopcoder_train.config.data import DataConfig
+from loopcoder_train.config.errors import UserError, require, require_positive
+from loopcoder_train.config.kernels import KernelConfig
+from loopcoder_train.config.model import ModelConfig
+from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig
+from loopcoder_train.config.parallel import ParallelConfig
+from loopcoder_train.config.training import ActivationCheckpointing, TrainingConfig
+
+
+class EngineKind(Enum):
+    """Who runs the model."""
+
+    megatron = "megatron"  # Megatron-core: tensor, sequence and data parallelism
+    plain = "plain"  # the plain-torch model on one process: the definition that megatron is held against
+
+
+class WandbMode(Enum):
+    """Weights & Biases. The sink may fail; training goes on."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = 1000
+    keep_last: int = 3  # newest committed checkpoints that pruning leaves
+    keep_every_steps: int | None = None  # checkpoints at these multiples are never pruned
+
+    def __post_init__(self) -> None:
+        require_positive(checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+        if self.keep_every_steps is not None:
+            require_positive(checkpoint__keep_every_steps=self.keep_every_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    """Held-out evaluation while training: per source, per language and per loop."""
+
+    every_steps: int = 1000
+    max_sequences_per_source: int = 8
+    batch_size: int = 8  # sequences per forward pass on one process
+
+    def __post_init__(self) -> None:
+        require_positive(
+            evaluation__every_steps=self.every_steps,
+            evaluation__max_sequences_per_source=self.max_sequences_per_source,
+            evaluation__batch_size=self.batch_size,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TelemetryConfig:
+    """Loop telemetry on one held-out batch: gate means, step sizes, scale of the two input terms, output KL."""
+
+    every_steps: int = 100
+    num_sequences: int = 2
+
+    def __post_init__(self) -> None:
+        require_positive(telemetry__every_steps=self.every_steps, telemetry__num_sequences=self.num_sequences)
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggingConfig:
+    """`metrics.jsonl` is the record; the rest are sinks that may fail."""
+
+    every_steps: int = 1
+    wandb: WandbMode = WandbMode.disabled
+    wandb_project: str = "loopcoder"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(logging__every_steps=self.every_steps)
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    """How processes start on this machine."""
+
+    max_restarts: int = 0  # restarts after a crash; a user's error (exit code 2) is never restarted
+
+    def __post_init__(self) -> None:
+        require(self.max_restarts >= 0, "launch.max_restarts", self.max_restarts, "must be 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything a worker needs; written to `run.yaml` by the launcher."""
+
+    run_dir: str
+    model: ModelConfig
+    training: TrainingConfig
+    engine: EngineKind = EngineKind.megatron
+    seed: int = 0
+    fresh: bool = False  # start over: an existing run_dir is set aside, not deleted
+    accept_config_changes: bool = False  # resume although the configuration differs in what changes the result
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.run_dir), "run_dir", repr(self.run_dir), "must name a folder")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        self._check_batch()
+        self._check_tensor_parallel()
+        self._check_engine()
+        require(
+            self.data.sequence_length <= self.model.max_position_embeddings,
+            "data.sequence_length",
+            self.data.sequence_length,
+            f"must not exceed model.max_position_embeddings={self.model.max_position_embeddings}",
+        )
+
+    def _check_batch(self) -> None:
+        unit = self.training.micro_batch_size * self.parallel.data_parallel_size
+        require(
+            self.training.global_batch_size % unit == 0,
+            "training.global_batch_size",
+            self.training.global_batch_size,
+            f"must be a multiple of training.micro_batch_size * parallel.data_parallel_size = {unit}",
+            f"try {max(1, self.training.global_batch_size // unit) * unit}",
+        )
+
+    def _check_tensor_parallel(self) -> None:
+        tensor_parallel_size = self.parallel.tensor_parallel_size
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
+            value = getattr(self.model, name)
+            require(
+                value % tensor_parallel_size == 0,
+                f"model.{name}",
+                value,
+                f"must be divisible by parallel.tensor_parallel_size={tensor_parallel_size}",
+            )
+        if self.parallel.sequence_parallel:
+            require(
+                self.data.sequence_length % tensor_parallel_size == 0,
+                "data.sequence_length",
+                self.data.sequence_length,
+                f"must be divisible by parallel.tensor_parallel_size={tensor_parallel_size} under sequence parallelism",
+            )
+
+    def _check_engine(self) -> None:
+        if self.engine is EngineKind.plain and self.parallel.world_size != 1:
+            raise UserError(
+                f"engine=plain: runs on one process, not parallel.world_size={self.parallel.world_size}; "
+                "use engine=megatron"
+            )
+        require(
+            self.engine is not EngineKind.plain
+            or self.training.activation_checkpointing is ActivationCheckpointing.none,
+            "training.activation_checkpointing",
+            self.training.activation_checkpointing.value,
+            "is not done by engine=plain",
+            "use engine=megatron",
+        )
+        for axis in ("pipeline", "context"):
+            size = getattr(self.parallel, f"{axis}_parallel_size")
+            require(
+                size == 1,
+                f"parallel.{axis}_parallel_size",
+                size,
+                "is not built yet and must be 1",
+                "use tensor and data parallelism",
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens (positions) per optimizer step."""
+        return self.training.global_batch_size * self.data.sequence_length
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run; the schedule's length."""
+        return self.training.num_steps * self.tokens_per_step
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward passes per step on one process."""
+        return self.training.global_batch_size // (self.training.micro_batch_size * self.parallel.data_parallel_size)

@@ -1,0 +1,109 @@
+"""The training loop: batch, learning rate, engine step, hooks.
+
+Everything that is not one of these four is a hook, called in the order of the list on every rank. Hooks that decide
+whether a step may be kept come first, the one that saves comes last.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loopcoder_train.engines.engine import Engine
+from loopcoder_train.training.batch import NumpyBatch, to_micro_batch
+from loopcoder_train.training.metrics import Metrics
+from loopcoder_train.training.progress import Console
+from loopcoder_train.training.state import TrainingState
+
+
+@dataclass(slots=True)
+class Step:
+    """One finished optimizer step; `number` counts from 1. Losses and norms are equal on every rank."""
+
+    number: int
+    learning_rate: float
+    loss: float  # nats per supervised token of the global batch
+    grad_norm: float
+    supervised_tokens: int  # of the global batch
+    tokens: int  # positions of the global batch
+    batches: Sequence[NumpyBatch]  # this rank's part
+    data_wait_seconds: float  # this rank's
+    seconds: float  # wait and computation, hooks excluded
+
+
+@dataclass(slots=True)
+class Run:
+    """What a training loop needs and what its hooks may read. `state` is updated before the hooks see a step."""
+
+    run_dir: Path
+    engine: Engine
+    data: Iterator[Sequence[NumpyBatch]]  # this rank's micro-batches, step by step, from `state.step` on
+    learning_rate: Callable[[int], float]  # of the tokens trained at the end of a step
+    num_steps: int
+    tokens_per_step: int  # positions of the global batch
+    metrics: Metrics = field(default_factory=Metrics)  # writes on rank 0, does nothing elsewhere
+    console: Console = field(default_factory=Console)  # likewise
+    state: TrainingState = field(default_factory=TrainingState)
+    stop_after_step: int | None = None  # stop here although the schedule runs to num_steps
+    stop_reason: str | None = None  # set by a hook, on every rank at the same step, to end the run cleanly
+
+    @property
+    def last_step(self) -> int:
+        """The step this attempt ends with unless something stops it earlier."""
+        return self.num_steps if self.stop_after_step is None else min(self.num_steps, self.stop_after_step)
+
+
+class Hook:
+    """Something that happens around steps. Every rank calls every method of every hook in the same order."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step of this attempt."""
+
+    def after_step(self, run: Run, step: Step) -> None:
+        """After each optimizer step."""
+
+    def on_stop(self, run: Run) -> None:
+        """After the last step, when the run ends without an error: finished, stopped after a step, or asked to stop."""
+
+    def close(self) -> None:
+        """Always last, also after an error: release what is local. No collective belongs here."""
+
+
+def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
+    """Train from `run.state.step` to `run.last_step` and return the final state."""
+    try:
+        for hook in hooks:
+            hook.on_start(run)
+        while run.state.step < run.last_step and run.stop_reason is None:
+            step = train_one_step(run)
+            for hook in hooks:
+                hook.after_step(run, step)
+        for hook in hooks:
+            hook.on_stop(run)
+    finally:
+        for hook in hooks:
+            hook.close()
+    return run.state
+
+
+def train_one_step(run: Run) -> Step:
+    """The next batch, its learning rate, one optimizer step; advances `run.state`."""
+    started = time.perf_counter()
+    batches = next(run.data)
+    arrived = time.perf_counter()
+    learning_rate = run.learning_rate(run.state.tokens + run.tokens_per_step)
+    result = run.engine.train_step([to_micro_batch(batch) for batch in batches], learning_rate)
+    run.state.step += 1
+    run.state.tokens += run.tokens_per_step
+    run.state.supervised_tokens += result.supervised_tokens
+    return Step(
+        number=run.state.step,
+        learning_rate=learning_rate,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        supervised_tokens=result.supervised_tokens,
+        tokens=run.tokens_per_step,
+        batches=batches,
+        data_wait_seconds=arrived - started,
+        seconds=time.perf_counter() - started,
+    )
