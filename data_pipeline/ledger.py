@@ -58,9 +58,7 @@ class Ledger:
         assert stage in STAGES, stage
         key = (stage, reason, source, group, language)
         if key not in self._rows:
-            self._rows[key] = LedgerRow(
-                stage=stage, reason=reason, source=source, group=group, language=language
-            )
+            self._rows[key] = LedgerRow(stage=stage, reason=reason, source=source, group=group, language=language)
         row = self._rows[key]
         row.documents += documents
         row.bytes += num_bytes
@@ -73,11 +71,7 @@ class Ledger:
 
     def rows(self, stage: str | None = None, source: str | None = None) -> list[LedgerRow]:
         """Rows of a stage and source (None: all), sorted."""
-        return [
-            self._rows[key]
-            for key in sorted(self._rows)
-            if stage in (None, key[0]) and source in (None, key[2])
-        ]
+        return [self._rows[key] for key in sorted(self._rows) if stage in (None, key[0]) and source in (None, key[2])]
 
     def total(self, stage: str, source: str | None = None) -> LedgerRow:
         """The sum over the rows of a stage."""
@@ -97,6 +91,7 @@ class Ledger:
             )
             total.documents += row.documents
             total.bytes += row.bytes
+            total.tokens += row.tokens
         return dict(sorted(sums.items(), key=lambda item: -item[1].documents))
 
     def balance(self) -> None:

@@ -118,17 +118,11 @@ class Manifest:
         if self.dtype not in _DTYPES:
             raise DataError(f"{path}: dtype {self.dtype!r}; must be one of {', '.join(_DTYPES)}")
         if not 0 <= self.end_of_document_id < self.vocab_size:
-            raise DataError(f"{path}: end_of_document_id {self.end_of_document_id} is outside vocabulary {self.vocab_size}")
+            raise DataError(
+                f"{path}: end_of_document_id {self.end_of_document_id} is outside vocabulary {self.vocab_size}"
+            )
         for source in self.sources:
-            if not _NAME.fullmatch(source.name):
-                raise DataError(f"{path}: source name {source.name!r}; only a-z 0-9 . _ + - are allowed")
-            if source.kind not in ("text", "code"):
-                raise DataError(f"{path}: source {source.name!r} has kind {source.kind!r}; must be text or code")
-            for split in (source.train, source.heldout):
-                for shard in split.shards:
-                    check_relative(shard.file, path)
-                if split.tokens != sum(shard.num_tokens for shard in split.shards):
-                    raise DataError(f"{path}: source {source.name!r}: shards do not add up to {split.tokens} tokens")
+            _check_source(source, path)
 
 
 class Corpus:
@@ -237,6 +231,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object; restore the file or build the corpus again")
     return content
+
+
+def _check_source(source: SourceInfo, path: Path) -> None:
+    if not _NAME.fullmatch(source.name):
+        raise DataError(f"{path}: source name {source.name!r}; only a-z 0-9 . _ + - are allowed")
+    if source.kind not in ("text", "code"):
+        raise DataError(f"{path}: source {source.name!r} has kind {source.kind!r}; must be text or code")
+    for split in (source.train, source.heldout):
+        for shard in split.shards:
+            check_relative(shard.file, path)
+        if split.tokens != sum(shard.num_tokens for shard in split.shards):
+            raise DataError(f"{path}: source {source.name!r}: shards do not add up to {split.tokens} tokens")
 
 
 def _source(entry: dict[str, Any]) -> SourceInfo:

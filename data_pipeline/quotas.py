@@ -51,8 +51,7 @@ def quotas_for(
     """
     _check_options(manifest, total_sequences, sequence_length, text_share, shares or {}, max_repeats)
     usable = [
-        shuffle_blocks(source.train.tokens, shuffle_block_tokens) * shuffle_block_tokens
-        for source in manifest.sources
+        shuffle_blocks(source.train.tokens, shuffle_block_tokens) * shuffle_block_tokens for source in manifest.sources
     ]
     text_sequences = math.floor(total_sequences * _exact(text_share) + Fraction(1, 2))
     quotas, notes = [0] * len(usable), []
@@ -125,10 +124,12 @@ class _Side:
         if rest and total_given >= 1:
             raise DataError(
                 f"data.shares: the {self.kind} shares add up to {float(total_given):g}, which leaves nothing for "
-                f"{', '.join(names[i] for i in rest[:5])}; give fractions below 1, or a share (0 allowed) to every source"
+                f"{', '.join(names[i] for i in rest[:5])}; give fractions, or every source a share (0 allowed)"
             )
         if not rest and total_given <= 0:
-            raise DataError(f"data.shares: every {self.kind} source has share 0; give one a share, or set data.text_share")
+            raise DataError(
+                f"data.shares: every {self.kind} source has share 0; give one a share, or set data.text_share"
+            )
         if not rest:
             if total_given != 1:
                 self.notes.append(f"{self.kind}: shares add up to {float(total_given):g}, renormalised to 1")
@@ -158,7 +159,9 @@ class _Side:
             for i in over:
                 fixed[i] = caps[i]
                 del free[i]
-        rounded = _largest_remainders({i: left * weight / scale for i, weight in free.items()}, left, caps) if free else {}
+        rounded = (
+            _largest_remainders({i: left * weight / scale for i, weight in free.items()}, left, caps) if free else {}
+        )
         for i, quota in rounded.items():
             if quota == 0:
                 self.notes.append(f"{names[i]}: its share is less than one sequence, not used")
@@ -167,14 +170,14 @@ class _Side:
     def _too_few_tokens(self, weights: dict[int, Fraction], caps: dict[int, int], total: int) -> DataError:
         tokens = sum(self.usable[i] for i in weights)
         return DataError(
-            f"data.max_repeats={self.max_repeats:g}: the run needs {total * self.sequence_length:,} {self.kind} tokens; "
-            f"the corpus has {tokens:,}, so {sum(caps.values()) * self.sequence_length:,} with repeats; raise "
-            "data.max_repeats, train fewer tokens, or build a larger corpus"
+            f"data.max_repeats={self.max_repeats:g}: the run needs {total * self.sequence_length:,} {self.kind} "
+            f"tokens; the corpus has {tokens:,}, so {sum(caps.values()) * self.sequence_length:,} with repeats; "
+            "raise data.max_repeats, train fewer tokens, or build a larger corpus"
         )
 
 
 def _largest_remainders(exact: dict[int, Fraction], total: int, caps: dict[int, int]) -> dict[int, int]:
-    """Integers next to `exact` that sum to `total`; a cap is never passed (exact <= cap, so rounding up is the only way)."""
+    """Integers next to `exact` that sum to `total`; no cap is passed."""
     rounded = {i: math.floor(value) for i, value in exact.items()}
     by_remainder = sorted(exact, key=lambda i: (rounded[i] - exact[i], i))
     missing = total - sum(rounded.values())

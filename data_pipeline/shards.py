@@ -76,7 +76,9 @@ class ShardWriter:
         """Append ids [N]; ids that the dtype cannot hold are a DataError, never wrapped."""
         ids = np.asarray(ids)
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) > np.iinfo(self.dtype).max):
-            raise DataError(f"{self.path.name}: token id {int(ids.max())} does not fit {self.dtype}; wrong vocabulary size")
+            raise DataError(
+                f"{self.path.name}: token id {int(ids.max())} does not fit {self.dtype}; wrong vocabulary size"
+            )
         self.num_tokens += ids.size
         joined = np.concatenate([self._pending, ids.astype(self.dtype)])
         whole = joined.size - joined.size % self.block_tokens

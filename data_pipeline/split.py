@@ -1,16 +1,16 @@
-"""Which documents are held out: those with the lowest hashes of (seed, normalised content).
+"""Which documents are held out: those with the lowest hashes of (seed, normalised content), source by source.
 
-The choice is a function of the content alone: neither the order of the sources nor a document that is added later
-moves another one across, apart from the floor of `min_documents` per source, which only ever lets documents near the
-lowest hash in. The floor takes at most a tenth of a small source.
+The journey: while a source is collected its documents' hashes and sizes are remembered (16 bytes each); when it is
+complete, documents are taken in the order of their hashes until they are `fraction` of its bytes and `min_documents`
+of its documents, but never more than a tenth of either. So a copy that differs in a version number is always on the
+same side, the order of the sources does not matter, and a small source still has something to evaluate.
 """
 
-import heapq
+from array import array
 
 import xxhash
 
-_RANGE = 1 << 64
-_MAX_SHARE_OF_FLOOR = 10
+_MAX_SHARE = 0.1
 
 
 def split_hash(digest: int, seed: int) -> int:
@@ -19,31 +19,30 @@ def split_hash(digest: int, seed: int) -> int:
 
 
 class HeldoutRule:
-    """Collects the hashes of one source (`add`), then decides for each document (`is_heldout`)."""
+    """Collects the documents of one source (`add`); a document is held out if its hash is below `threshold()`."""
 
     def __init__(self, fraction: float, min_documents: int) -> None:
-        self._threshold = int(fraction * _RANGE)
-        self._min_documents = min_documents
-        self._lowest: list[int] = []  # a max-heap of the `min_documents` lowest hashes, negated
-        self.documents = 0
-
-    def add(self, value: int) -> None:
-        """Count one document by its `split_hash`."""
-        self.documents += 1
-        if len(self._lowest) < self._min_documents:
-            heapq.heappush(self._lowest, -value)
-        elif self._min_documents:
-            heapq.heappushpop(self._lowest, -value)
+        self._fraction, self._min_documents = fraction, min_documents
+        self._hashes, self._sizes = array("Q"), array("Q")
 
     @property
-    def threshold(self) -> int:
-        """Documents with a hash below it are held out; final once every document was added."""
-        floor = min(self._min_documents, self.documents // _MAX_SHARE_OF_FLOOR)
-        if not floor or not self._threshold and not self._min_documents:
-            return self._threshold
-        lowest = sorted(-value for value in self._lowest)
-        return max(self._threshold, lowest[floor - 1] + 1)
+    def documents(self) -> int:
+        return len(self._hashes)
 
-    def is_heldout(self, value: int) -> bool:
-        """Whether the document with this `split_hash` is held out."""
-        return value < self.threshold
+    def add(self, value: int, num_bytes: int) -> None:
+        """One document: its `split_hash` and size."""
+        self._hashes.append(value)
+        self._sizes.append(num_bytes)
+
+    def threshold(self) -> int:
+        """The bound for the documents that were added; 0 when none can be held out."""
+        total_bytes = sum(self._sizes)
+        most_documents, most_bytes = self.documents * _MAX_SHARE, total_bytes * _MAX_SHARE
+        bound = num_bytes = 0
+        for documents, (value, size) in enumerate(sorted(zip(self._hashes, self._sizes, strict=True))):
+            enough = documents >= self._min_documents and num_bytes >= self._fraction * total_bytes
+            num_bytes += size
+            if enough or documents + 1 > most_documents or num_bytes > most_bytes:
+                break
+            bound = value + 1
+        return bound

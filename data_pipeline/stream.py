@@ -83,7 +83,9 @@ class TokenStream:
         self.segment = segment
         self.cursors = [0] * len(mixture.names) if cursors is None else [int(cursor) for cursor in cursors]
         self._check_sources()
-        self._num_blocks = [shuffle_blocks(source.train.tokens, shuffle_block_tokens) for source in corpus.manifest.sources]
+        self._num_blocks = [
+            shuffle_blocks(source.train.tokens, shuffle_block_tokens) for source in corpus.manifest.sources
+        ]
 
     def _check_sources(self) -> None:
         manifest, mixture = self.corpus.manifest, self.mixture

@@ -89,9 +89,7 @@ class Tokenizer:
     @functools.cached_property
     def content_hash(self) -> str:
         """sha256 of tokenizer.json with sorted keys and no spaces."""
-        canonical = json.dumps(
-            json.loads(self.to_json()), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
+        canonical = json.dumps(json.loads(self.to_json()), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -100,9 +98,11 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE on `texts`; deterministic. Raises DataError if vocab_size cannot hold bytes and sentinels."""
+    """Train byte-level BPE, deterministically. Raises DataError if vocab_size cannot hold bytes and sentinels."""
     if vocab_size < MIN_VOCAB_SIZE:
-        raise DataError(f"vocab_size={vocab_size}: must be >= {MIN_VOCAB_SIZE} (256 bytes + {len(SPECIAL_TOKENS)} sentinels)")
+        raise DataError(
+            f"vocab_size={vocab_size}: must be >= {MIN_VOCAB_SIZE} (256 bytes + {len(SPECIAL_TOKENS)} sentinels)"
+        )
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

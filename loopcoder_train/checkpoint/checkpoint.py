@@ -41,8 +41,9 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done when it was saved."""
-        return self.manifest.step
+        """Optimizer steps done when it was saved; known from the folder's name also where the rest is damaged."""
+        name = parse_folder(self.path.name)
+        return self.manifest.step if name is None else name.step
 
     @property
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be used: one line that names the file, what is wrong with it and a remedy."""
 
 
-class SaveFailed(OSError):
+class SaveFailed(OSError):  # noqa: N818 - an event of the disk that training survives
     """A save that the file system refused on at least one rank: one line, the same on every rank.
 
     Nothing of the attempt is left that could be taken for a checkpoint, and earlier checkpoints are untouched, so

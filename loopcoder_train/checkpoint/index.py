@@ -75,8 +75,8 @@ def key_of(owned: OwnedBox) -> str:
 
 
 def file_names(owned_by_rank: list[list[OwnedBox]]) -> list[str | None]:
-    """The tensor file of every rank; None for ranks that own nothing."""
-    writers = [rank for rank, owned in enumerate(owned_by_rank) if owned]
+    """The tensor file of every rank; None for ranks that own no elements."""
+    writers = [rank for rank, boxes in enumerate(owned_by_rank) if any(owned.box.volume > 0 for owned in boxes)]
     names = {rank: tensors_name(number, len(writers)) for number, rank in enumerate(writers)}
     return [names.get(rank) for rank in range(len(owned_by_rank))]
 

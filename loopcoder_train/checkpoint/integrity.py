@@ -50,6 +50,11 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return json.dumps({"format_version": FORMAT_VERSION, "step": manifest.step, "files": files}, indent=1).encode()
 
 
+def commit_bytes(manifest_sha256: str) -> bytes:
+    """The content of COMMIT."""
+    return manifest_sha256.encode() + b"\n"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Check COMMIT and manifest.json of `folder` and return the manifest.
 
@@ -62,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, "has no COMMIT: the save was interrupted")
     commit = _read_limited(folder / COMMIT, 200)
     content = _read_limited(folder / MANIFEST, MAX_JSON_BYTES)
-    if commit.decode("ascii", "replace").strip() != hashlib.sha256(content).hexdigest():
+    if commit != commit_bytes(hashlib.sha256(content).hexdigest()):
         raise damaged(folder / MANIFEST, "does not have the SHA-256 that COMMIT holds")
     fields = parse_object(folder / MANIFEST, content, {"format_version": int, "step": int, "files": list})
     if fields["format_version"] != FORMAT_VERSION:
@@ -146,7 +151,7 @@ def check_fields(path: Path, value: Any, fields: dict[str, type]) -> dict[str, A
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for reading; OSError for links, pipes, devices (and as usual)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    file = os.fdopen(descriptor, "rb", buffering=0)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
         raise OSError(0, "not a regular file", str(path))

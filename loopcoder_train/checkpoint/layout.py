@@ -1,7 +1,7 @@
 """Where the checkpoints of a run lie and how their folders and files are called.
 
     <run_dir>/checkpoints/step-00000100/                 a checkpoint, once it holds COMMIT
-    <run_dir>/checkpoints/step-00000100.tmp-<unique>/    being written, or being deleted; left behind only by a killed job
+    <run_dir>/checkpoints/step-00000100.tmp-<unique>/    being written or deleted; left behind only by a killed job
     <run_dir>/checkpoints/step-00000100.old-<unique>/    the former checkpoint of a step that is being saved again
     <run_dir>/checkpoints/latest                         name of the newest folder, for people and scripts
 

@@ -77,6 +77,7 @@ class _Piece:
     """One read: the part `box` of what `stored` holds goes to `target`."""
 
     stored: StoredBox
+    entry: TensorEntry
     box: Box
     target: Tensor
 
@@ -112,7 +113,7 @@ def _pieces(folder: Path, index: Index, shard: TensorShard) -> list[_Piece]:
     for stored in entry.boxes:
         common = stored.box.intersection(wanted)
         if common is not None:
-            pieces.append(_Piece(stored, common, data[wanted.slices_of(common)]))
+            pieces.append(_Piece(stored, entry, common, data[wanted.slices_of(common)]))
     # The index was checked to cover each tensor exactly once, and the box lies within it.
     assert sum(piece.box.volume for piece in pieces) == wanted.volume, (shard.name, wanted)
     return pieces
@@ -128,14 +129,20 @@ def _open_tensors(path: Path):
         raise damaged(path, f"is not a readable safetensors file ({reason})") from None
 
 
+def _promised_slice(path: Path, opened, stored: StoredBox, entry: TensorEntry):
+    """The library's lazy view of a stored box, after its shape and dtype were compared with the index."""
+    part = opened.get_slice(stored.key)
+    found = tuple(part.get_shape()), part.get_dtype()
+    if found != (stored.box.lengths, DTYPES[entry.dtype][1]):
+        raise damaged(path, f"{stored.key} is not as the index says, but {found[1]} {list(found[0])}")
+    return part
+
+
 def _read(path: Path, opened, piece: _Piece) -> Tensor:
-    stored = piece.stored.box
-    part = opened.get_slice(piece.stored.key)
-    if tuple(part.get_shape()) != stored.lengths:
-        raise damaged(path, f"{piece.stored.key} has shape {part.get_shape()}, the index says {list(stored.lengths)}")
-    if piece.box == stored:
+    part = _promised_slice(path, opened, piece.stored, piece.entry)
+    if piece.box == piece.stored.box:
         return opened.get_tensor(piece.stored.key)
-    return part[stored.slices_of(piece.box)]
+    return part[piece.stored.box.slices_of(piece.box)]
 
 
 def check_headers(folder: Path, index: Index, files: set[str]) -> None:
@@ -148,10 +155,7 @@ def check_headers(folder: Path, index: Index, files: set[str]) -> None:
     for file, boxes in promised.items():
         with _open_tensors(folder / file) as opened:
             for stored, entry in boxes:
-                part = opened.get_slice(stored.key)
-                found = tuple(part.get_shape()), part.get_dtype()
-                if found != (stored.box.lengths, DTYPES[entry.dtype][1]):
-                    raise damaged(folder / file, f"{stored.key} is not as the index says, but {found[1]} {found[0]}")
+                _promised_slice(folder / file, opened, stored, entry)
 
 
 def read_tensor(folder: Path, index: Index, name: str, dtype: torch.dtype | None) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from loopcoder_train.checkpoint import SaveFailed, save_checkpoint
+from loopcoder_train.checkpoint import SaveFailed, SaveReport, save_checkpoint
 from loopcoder_train.config import CheckpointConfig, UserError
 from loopcoder_train.training.loop import Hook, Run, Step
 from loopcoder_train.training.resume import Json, RunSnapshot, rank_state
@@ -87,5 +87,13 @@ class CheckpointHook(Hook):
         except SaveFailed as error:
             return error
         self._saved_at = run.state.step
-        run.metrics.event("saved", run.state.step, f"saved step {run.state.step}", **describe(report))
+        self._report(run, report)
         return None
+
+    def _report(self, run: Run, report: SaveReport) -> None:
+        seconds = report.snapshot_seconds + report.write_seconds + report.verify_seconds + report.commit_seconds
+        sizes = {"checkpoint_bytes": report.total_bytes, "save_seconds": seconds, "pruned": report.pruned}
+        run.metrics.event("saved", run.state.step, f"saved the checkpoint of step {run.state.step}", **sizes)
+        for warning in report.warnings:
+            run.metrics.event("save_warning", run.state.step, warning)
+            run.console.note(f"WARNING: {warning}")

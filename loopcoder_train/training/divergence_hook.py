@@ -9,12 +9,12 @@ from loopcoder_train.config import UserError
 from loopcoder_train.training.loop import Hook, Run, Step
 
 
-class Diverged(UserError):
+class TrainingDivergedError(UserError):
     """The loss or the gradient norm became NaN or infinite. The same configuration would end in the same place."""
 
 
 class DivergenceHook(Hook):
-    """Raises :class:`Diverged` on every rank alike: loss and gradient norm are global numbers."""
+    """Raises :class:`TrainingDivergedError` on every rank alike: loss and gradient norm are global numbers."""
 
     def after_step(self, run: Run, step: Step) -> None:
         """Check one step."""
@@ -26,4 +26,4 @@ class DivergenceHook(Hook):
             f"new run with a lower optimizer.peak_lr or a longer schedule.warmup_fraction"
         )
         run.metrics.event("diverged", step.number, message)
-        raise Diverged(message)
+        raise TrainingDivergedError(message)

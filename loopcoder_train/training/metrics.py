@@ -79,7 +79,9 @@ class MetricsWriter(Metrics):
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise UserError(f"{path}: cannot be opened for writing ({error.strerror}); choose another run_dir") from error
+            raise UserError(
+                f"{path}: cannot be opened for writing ({error.strerror}); choose another run_dir"
+            ) from error
         self._size = os.fstat(self._descriptor).st_size
         if _ends_inside_a_line(path):
             self._waiting.append(b"\n")

@@ -87,7 +87,7 @@ class WandbSink:
 
 
 def private_settings(mode: WandbMode) -> wandb.Settings:
-    """wandb without arguments, code, git, requirements, console output, user or machine. The program has a fixed name."""
+    """wandb without arguments, code, git, requirements, console output, user or machine; a fixed program name."""
     program = "loopcoder_train/worker.py"
     return wandb.Settings(
         mode=mode.value,
@@ -122,7 +122,7 @@ class TensorBoardSink:
         for name, value in numbers(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
-    def close(self, *, failed: bool) -> None:  # noqa: ARG002 - TensorBoard knows no failed runs
+    def close(self, *, failed: bool) -> None:
         """Flush."""
         self._writer.close()
 

@@ -13,7 +13,7 @@ import torch
 
 from loopcoder_train.config import ModelConfig
 from loopcoder_train.engines.engine import Engine
-from loopcoder_train.model.counts import attention_pairs, training_flops
+from loopcoder_train.model.counts import AttentionPairs, attention_pairs, training_flops
 from loopcoder_train.training.loop import Step
 
 
@@ -49,7 +49,7 @@ class ThroughputMeter:
 
     def _reset(self) -> None:
         self.steps = 0
-        self._tokens = self._global_pairs = self._local_pairs = 0
+        self._tokens = self._causal_pairs = self._window_pairs = 0
         self._seconds = self._wait = 0.0
 
     def add(self, step: Step) -> None:
@@ -59,9 +59,9 @@ class ThroughputMeter:
         self._seconds += step.seconds
         self._wait += step.data_wait_seconds
         for batch in step.batches:
-            global_pairs, local_pairs = attention_pairs(batch.document_ids, self._model.window_left)
-            self._global_pairs += global_pairs
-            self._local_pairs += local_pairs
+            pairs = attention_pairs(batch.document_ids, self._model.window_left)
+            self._causal_pairs += pairs.causal
+            self._window_pairs += pairs.window
 
     def read(self) -> Window:
         """The window since the last reading, over all data-parallel ranks (a collective), and start a new one.
@@ -71,20 +71,20 @@ class ThroughputMeter:
         ranks, rank = self._engine.data_parallel_size, self._engine.data_parallel_rank
         own = torch.zeros(3, ranks, dtype=torch.float64)
         own[:, rank] = torch.tensor([self._seconds, self._wait, memory_high_water(self._device)], dtype=torch.float64)
-        pairs = torch.tensor([self._global_pairs, self._local_pairs], dtype=torch.float64)
+        pairs = torch.tensor([self._causal_pairs, self._window_pairs], dtype=torch.float64)
         total = self._engine.sum_over_data_parallel(torch.cat([own.flatten(), pairs]))
         seconds, wait, memory = total[:-2].view(3, ranks).max(dim=1).values.tolist()
-        global_pairs, local_pairs = (round(value) for value in total[-2:].tolist())
-        window = Window(
+        causal, window = (round(value) for value in total[-2:].tolist())
+        result = Window(
             steps=self.steps,
             tokens=self._tokens,
-            model_flops=training_flops(self._model, self._tokens, global_pairs, local_pairs),
+            model_flops=training_flops(self._model, self._tokens, AttentionPairs(causal, window)),
             seconds=seconds,
             data_wait_seconds=wait,
             memory_bytes=int(memory),
         )
         self._reset()
-        return window
+        return result
 
 
 def memory_high_water(device: torch.device) -> int:

@@ -1,0 +1,44 @@
+# make setup       a virtual environment with everything (CPU build of torch where the package index offers one)
+# make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
+# make test        the whole test suite
+# make lint        ruff and the import rules
+# make bench       the side-by-side measurements of docs/benchmarks/
+# make test-gpu    the kernels against the plain mask, on a machine with a GPU
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.PHONY: setup quickstart test lint bench test-gpu clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed, this is ' + sys.version.split()[0]) if sys.version_info < (3, 11) else None"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/loopcoder data build
+	$(BIN)/loopcoder pretrain experiment=quickstart run_dir=$(RUN)
+	$(BIN)/loopcoder evaluate $(RUN)
+	$(BIN)/loopcoder generate $(RUN) 'prompt="def "' max_new_tokens=80 seed=1
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.step_time
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,98 @@
+"""`loopcoder COMMAND ...`: find the command, run it, turn every user's error into one line and exit code 2."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from data_pipeline.errors import DataError
+from loopcoder_train import __version__
+from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.keys import did_you_mean
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+# Words of the command -> module with `run(arguments) -> exit code`. Imported when asked for: --help must be instant.
+COMMANDS = {
+    ("pretrain",): "loopcoder_train.cli.pretrain",
+    ("evaluate",): "loopcoder_train.cli.evaluate",
+    ("generate",): "loopcoder_train.cli.generate",
+    ("data", "build"): "loopcoder_train.cli.data_build",
+    ("data", "show"): "loopcoder_train.cli.data_show",
+}
+
+HELP = """\
+loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
+
+  loopcoder data build                     make the token corpus that runs read
+  loopcoder data show [CORPUS]             what a corpus is made of
+  loopcoder pretrain experiment=NAME       train; the same command again resumes
+  loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
+  loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
+
+First steps:
+  loopcoder data build
+  loopcoder pretrain experiment=quickstart
+  loopcoder evaluate runs/quickstart
+
+  loopcoder COMMAND --help                 the command's options and examples
+  loopcoder COMMAND ... --cfg job          every option with its value; nothing is run
+  loopcoder COMMAND -m ... option=1,2,3    one run per value
+
+Exit codes: 0 done, 2 something you can fix (one line says what), 1 a failure, 130 interrupted."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; prints a user's error as one line, without a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except (UserError, DataError) as error:
+        print_error(error)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("loopcoder: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough (`| head`); what is still buffered must not raise at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def print_error(error: object) -> None:
+    """`loopcoder: error: ...` on stderr, whatever the message holds as one line."""
+    print(f"loopcoder: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if arguments[0] == "--version":
+        print(f"loopcoder {__version__}")
+        return 0
+    for words, module in COMMANDS.items():
+        if tuple(arguments[: len(words)]) == words:
+            return importlib.import_module(module).run(arguments[len(words) :])
+    return _unknown_command(arguments)
+
+
+def _unknown_command(arguments: list[str]) -> int:
+    first = arguments[0]
+    subcommands = [words[1] for words in COMMANDS if words[0] == first and len(words) > 1]
+    if subcommands and len(arguments) > 1 and arguments[1] not in ("-h", "--help"):
+        meant = did_you_mean(arguments[1], subcommands) or f"; use {' or '.join(subcommands)}"
+        raise UserError(f"{first} {arguments[1]}: unknown command{meant}")
+    if subcommands:
+        for subcommand in subcommands:
+            _dispatch([first, subcommand, "--help"])
+            print()
+        return 0
+    known = [words[0] for words in COMMANDS]
+    raise UserError(f"{first}: unknown command{did_you_mean(first, known)}; `loopcoder --help` lists them")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Options of the commands that read a finished or running run."""
+
+from dataclasses import dataclass
+
+from loopcoder_train.config.errors import UserError, require, require_positive
+from loopcoder_train.config.training import Device
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateOptions:
+    """`loopcoder evaluate`: held-out losses of one checkpoint, per source, language and loop."""
+
+    run_dir: str
+    step: int | None = None  # which checkpoint; default: the newest good one
+    num_loops: int | None = None  # loops at inference; default: as trained
+    max_sequences_per_source: int | None = None  # default: the run's evaluation.max_sequences_per_source
+    batch_size: int | None = None  # sequences per forward pass; default: the run's evaluation.batch_size
+    device: Device = Device.auto
+    json: bool = False  # print one JSON object instead of tables
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, self.step)
+        for name in ("num_loops", "max_sequences_per_source", "batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateOptions:
+    """`loopcoder generate`: continue a prompt with one checkpoint."""
+
+    run_dir: str
+    step: int | None = None  # which checkpoint; default: the newest good one
+    prompt: str | None = None
+    prompt_file: str | None = None  # UTF-8 text; instead of `prompt`
+    max_new_tokens: int = 64
+    temperature: float = 0.8  # 0: always the most probable token
+    top_k: int | None = None  # draw among the k most probable tokens only
+    top_p: float | None = None  # draw among the fewest tokens whose probabilities reach p
+    seed: int = 0
+    device: Device = Device.auto
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, self.step)
+        if self.prompt is None and self.prompt_file is None:
+            raise UserError('prompt: is not set; give prompt="def main" or prompt_file=FILE')
+        if self.prompt is not None and self.prompt_file is not None:
+            raise UserError("prompt_file: cannot be combined with prompt; give one of them")
+        require(self.prompt != "", "prompt", repr(self.prompt), "must not be empty")
+        require(self.prompt_file != "", "prompt_file", repr(self.prompt_file), "must name a file")
+        require_positive(max_new_tokens=self.max_new_tokens)
+        require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be 0 (greedy) or more")
+        require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must lie in (0, 1]")
+        require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+
+
+def _check_run(run_dir: str, step: int | None) -> None:
+    require(bool(run_dir), "run_dir", repr(run_dir), "must name the folder of a run")
+    require(step is None or step >= 1, "step", step, "must be at least 1")

@@ -1,0 +1,69 @@
+"""Which options may change between two attempts of one run.
+
+`RESULT_CHANGING` is the only place that says so. A run refuses to resume when one of these differs, because the
+weights it would end with are no longer those of the run that was started. Everything else - layout, workers, logging,
+intervals - may change, and the run continues.
+"""
+
+from typing import Any
+
+from loopcoder_train.config.io import to_dict
+from loopcoder_train.config.keys import flatten
+from loopcoder_train.config.run import RunConfig
+
+# Option or group (every option below it) -> why a change of it is a change of the result.
+RESULT_CHANGING = {
+    "seed": "initial weights and order of the data",
+    "model": "the function that is trained",
+    "data": "the tokens and their order",
+    "optimizer": "every update",
+    "schedule": "the learning rate of every step",
+    "training.num_steps": "the schedule's length, hence the learning rate of every step",
+    "training.global_batch_size": "which sequences a step sees",
+    "training.precision": "the arithmetic of every step",
+}
+
+# Option or group -> why it may change. A longer name wins over a shorter one, whichever table it is in.
+FREE_TO_CHANGE = {
+    "run_dir": "where files lie",
+    "fresh": "a request of one attempt",
+    "accept_config_changes": "a request of one attempt",
+    "engine": "engines train the same model; they differ by rounding",
+    "data.prefetch_steps": "how far ahead the loader reads",
+    "parallel": "layouts train the same model; they differ by the order of sums",
+    "kernels": "kernels compute the same function; they differ by rounding",
+    "training.micro_batch_size": "how a batch is cut",
+    "training.activation_checkpointing": "memory against time",
+    "training.stop_after_step": "where this attempt pauses",
+    "training.device": "where it computes",
+    "training.num_threads": "how it computes",
+    "checkpoint": "an interval",
+    "evaluation": "an interval; evaluation never touches the weights",
+    "telemetry": "an interval; telemetry never touches the weights",
+    "logging": "sinks and an interval",
+    "launch": "how processes start",
+}
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """`(dotted key, old value, new value)` of every option that differs; None where one side lacks it."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    keys = list(dict.fromkeys([*before, *after]))
+    differing = [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
+    return [change for change in differing if not (change[1] in (None, {}) and change[2] in (None, {}))]
+
+
+def changes_result(key: str) -> bool:
+    """Whether an option changes the result; its longest name in the two tables decides. KeyError if in neither."""
+    while key:
+        if key in RESULT_CHANGING:
+            return True
+        if key in FREE_TO_CHANGE:
+            return False
+        key = key.rpartition(".")[0]
+    raise KeyError("option is in neither table of config/compare.py")
+
+
+def result_changing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """The part of `changed_keys` that changes the result of training."""
+    return [change for change in changed_keys(old, new) if changes_result(change[0])]

@@ -1,0 +1,50 @@
+"""All R loops of a micro-batch in one graph: what runs when there is one pipeline stage.
+
+    E -> loop 1 -> h(1), K1, V1 -> a E + b shift(N(h(1))) -> loop 2 (K1, V1) -> ... -> h(R)
+"""
+
+from collections.abc import Iterator
+
+from megatron.core.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from loopcoder_train.config import LoopKind
+from loopcoder_train.engines.megatron.stage import Stage
+from loopcoder_train.model.gated_attention import SharedKV
+from loopcoder_train.model.observer import Observer
+
+
+def loop_outputs(
+    stage: Stage, input_ids: Tensor, document_ids: Tensor | None, observer: Observer | None = None
+) -> Iterator[Tensor]:
+    """Run the loops one by one: yields h(r) [S_local, B, d] for r = 1..R, from ids [B, S]."""
+    observer = observer or Observer()
+    geometry = stage.geometry(input_ids, document_ids)
+    embedding, hidden = stage.embed(input_ids), None
+    shared: list[SharedKV | None] = [None] * len(stage.layers)
+    for loop_number in range(1, stage.model.num_loops + 1):
+        x = stage.loop_input(loop_number, embedding, hidden, geometry, observer)
+        hidden, own = stage.run_loop(loop_number, x, shared, geometry, observer)
+        observer.loop_output(loop_number, hidden)
+        yield hidden
+        if loop_number == 1 and stage.model.loop_kind is LoopKind.parallel:
+            shared = own
+
+
+class AllLoops(MegatronModule):
+    """What Megatron's schedule sees: one model chunk with every loop. It views the stage, DDP owns it."""
+
+    def __init__(self, stage: Stage):
+        super().__init__(stage.config)
+        self.model_type = ModelType.encoder_or_decoder
+        object.__setattr__(self, "stage", stage)  # not a submodule: its parameters are the stage's
+
+    def set_input_tensor(self, tensors: list[Tensor | None]) -> None:
+        """Megatron hands over what the previous pipeline stage sent; the only stage gets nothing."""
+        assert all(tensor is None for tensor in tensors)
+
+    def forward(self, input_ids: Tensor, document_ids: Tensor | None) -> Tensor:
+        """h(R), [S_local, B, d]."""
+        *_, hidden = loop_outputs(self.stage, input_ids, document_ids)
+        return hidden

@@ -1,0 +1,115 @@
+"""A trained run read back for evaluation or sampling: its configuration, corpus and plain model, no engine."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.manifest import Corpus
+from loopcoder_train.checkpoint import Checkpoint, find_checkpoint, require_checkpoint
+from loopcoder_train.config import Device, ModelConfig, Precision, RunConfig, UserError
+from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
+from loopcoder_train.engines.engine import MicroBatch
+from loopcoder_train.model import PLT, build_model
+from loopcoder_train.model.loss import token_losses
+from loopcoder_train.model.state import MODEL_PREFIX, whole
+from loopcoder_train.runtime.device import choose_device
+from loopcoder_train.training.resume import RunSnapshot
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+
+
+@dataclass(slots=True)
+class LoadedRun:
+    """One checkpoint of a run in memory. `model` computes in the precision the run was trained in."""
+
+    run_dir: Path
+    config: RunConfig
+    snapshot: RunSnapshot
+    corpus: Corpus
+    device: torch.device
+    model: PLT
+
+
+def load_run(run_dir: str, *, step: int | None, num_loops: int | None, device: Device) -> LoadedRun:
+    """Read the newest good checkpoint of `run_dir`, or that of `step`; `num_loops` overrides the trained R.
+
+    Raises UserError or DataError, one line each, when the run, a good checkpoint or its corpus is missing, when the
+    corpus has another tokenizer than the run was trained with, or when the weights cannot run `num_loops` loops.
+    """
+    folder = Path(run_dir)
+    if not (folder / RUN_CONFIG_FILE).is_file():
+        raise UserError(f"run_dir={run_dir}: no run there ({RUN_CONFIG_FILE} is missing); give the folder of a run")
+    config = read_run_config(folder / RUN_CONFIG_FILE)
+    checkpoint = _newest_good(folder, step)
+    snapshot = RunSnapshot.from_json(checkpoint.state)
+    corpus = Corpus.open(config.data.corpus_dir)
+    _check_tokenizer(corpus, snapshot)
+    chosen = choose_device(device)
+    model = load_model(checkpoint, with_loops(config.model, num_loops), config, chosen)
+    return LoadedRun(folder, config, snapshot, corpus, chosen, model)
+
+
+def with_loops(model: ModelConfig, num_loops: int | None) -> ModelConfig:
+    """The same model visited `num_loops` times. UserError when it needs gates that were never trained."""
+    if num_loops is None or num_loops == model.num_loops:
+        return model
+    changed = dataclasses.replace(model, num_loops=num_loops)
+    if changed.has_gates and not model.has_gates:
+        raise UserError(
+            f"num_loops={num_loops}: the run was trained with model.num_loops={model.num_loops} and has no gates; "
+            f"leave num_loops out"
+        )
+    return changed
+
+
+def load_model(checkpoint: Checkpoint, model_config: ModelConfig, run: RunConfig, device: torch.device) -> PLT:
+    """The plain model with the checkpoint's weights, ready for inference."""
+    with torch.device("meta"):
+        model = build_model(model_config, run.kernels)
+    model = model.to(_DTYPES[run.training.precision]).to_empty(device=device)
+    checkpoint.fill([whole(MODEL_PREFIX + name, weight.data) for name, weight in model.named_parameters()])
+    return model.eval().requires_grad_(False)
+
+
+class PlainLosses:
+    """Token losses of a plain model on one process, as `evaluate_heldout` wants them."""
+
+    data_parallel_rank = 0
+    data_parallel_size = 1
+
+    def __init__(self, model: PLT, device: torch.device) -> None:
+        self._model, self._device = model, device
+
+    @torch.no_grad()
+    def token_losses(self, batch: MicroBatch) -> torch.Tensor:
+        """fp32 [R, B, S]: every loop read through the final norm and the head."""
+        labels = batch.labels.to(self._device)
+        loops = self._model.loops(batch.input_ids.to(self._device), batch.document_ids.to(self._device))
+        return torch.stack([token_losses(self._model.logits(hidden), labels) for hidden, _ in loops])
+
+    def sum_over_data_parallel(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return tensor
+
+
+def _newest_good(run_dir: Path, step: int | None) -> Checkpoint:
+    found = find_checkpoint(run_dir, step)
+    if found.checkpoint is None:
+        return require_checkpoint(run_dir, step)  # raises with the reason
+    for line in found.rejected:
+        logger.warning("%s; step %d is used", line, found.checkpoint.step)
+    return found.checkpoint
+
+
+def _check_tokenizer(corpus: Corpus, snapshot: RunSnapshot) -> None:
+    trained, present = snapshot.stream["tokenizer_hash"], corpus.manifest.tokenizer_hash
+    if trained != present:
+        raise UserError(
+            f"{corpus.directory}: its tokenizer ({present[:12]}) is not the one of the run ({trained[:12]}); "
+            f"restore the corpus that the run was trained on"
+        )

@@ -1,0 +1,185 @@
+"""From a trained checkpoint to numbers and text: fit with the plain engine, then the two commands."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from data_pipeline.mixture import Mixture
+from data_pipeline.stream import TokenStream
+from loopcoder_train.config import (
+    CheckpointConfig,
+    DataConfig,
+    Device,
+    EngineKind,
+    EvaluationConfig,
+    OptimizerConfig,
+    Precision,
+    RunConfig,
+    TrainingConfig,
+    UserError,
+)
+from loopcoder_train.config.commands import EvaluateOptions, GenerateOptions
+from loopcoder_train.config.io import write_run_config
+from loopcoder_train.engines.plain import PlainEngine
+from loopcoder_train.evaluation.command import evaluate_run
+from loopcoder_train.evaluation.generate import generate_text
+from loopcoder_train.evaluation.heldout import evaluate_heldout
+from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.log_hook import LogHook
+from loopcoder_train.training.loop import Run, fit
+from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from tests.conftest import small_model
+from tests.unit.evaluation.corpus import make_corpus
+
+CPU = torch.device("cpu")
+STEPS, BATCH, S = 6, 4, 32
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run directory after a few steps of the plain engine in fp32."""
+    root = tmp_path_factory.mktemp("run")
+    corpus = make_corpus(root / "corpus")
+    config = RunConfig(
+        run_dir=str(root / "run"),
+        model=small_model(vocab_size=corpus.manifest.vocab_size + 8, max_position_embeddings=64),
+        training=TrainingConfig(
+            num_steps=STEPS, global_batch_size=BATCH, micro_batch_size=2, precision=Precision.fp32, device=Device.cpu
+        ),
+        engine=EngineKind.plain,
+        data=DataConfig(corpus_dir=str(root / "corpus"), sequence_length=S, shuffle_block_tokens=16),
+        optimizer=OptimizerConfig(peak_lr=5e-3),
+        evaluation=EvaluationConfig(max_sequences_per_source=4, batch_size=3),
+    )
+    run_dir = root / "run"
+    run_dir.mkdir()
+    write_run_config(config, run_dir / "run.yaml")
+    quotas = [STEPS * BATCH // 4, STEPS * BATCH // 4, STEPS * BATCH // 2, 0]
+    stream = TokenStream(corpus, Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas), S, 0, shuffle_block_tokens=16)
+    engine = PlainEngine(config, CPU)
+    hooks = [
+        LogHook(config.model, CPU, every_steps=1),
+        EvaluateHook(lambda: evaluate_heldout(engine, corpus, S, 3, 4).metrics(), every_steps=3),
+        CheckpointHook(
+            CheckpointConfig(every_steps=3),
+            CPU,
+            stream_state=lambda step: stream.state(step * BATCH),
+            logger_run_ids={},
+        ),
+    ]
+    data = iter([[stream.read(range(s * BATCH, (s + 1) * BATCH))] for s in range(STEPS)])
+    with MetricsWriter(run_dir / METRICS_FILE) as metrics:
+        run = Run(
+            run_dir=run_dir,
+            engine=engine,
+            data=data,
+            learning_rate=lambda tokens: 5e-3,
+            num_steps=STEPS,
+            tokens_per_step=BATCH * S,
+            metrics=metrics,
+        )
+        fit(run, hooks)
+    return run_dir
+
+
+def evaluate(run_dir, **options) -> tuple[object, str]:
+    stream = io.StringIO()
+    evaluation = evaluate_run(EvaluateOptions(run_dir=str(run_dir), device=Device.cpu, **options), stream)
+    return evaluation, stream.getvalue()
+
+
+def test_the_command_repeats_the_training_runs_own_numbers(trained):
+    evaluation, text = evaluate(trained)
+    recorded = read_metrics(trained / METRICS_FILE, ["evaluation"])[-1]
+    computed = evaluation.report.metrics()
+    assert evaluation.step == recorded["step"] == STEPS
+    assert {key: recorded[key] for key in computed} == computed
+    assert "everything" in text and "unigram entropy" in text and "bigram" in text
+    saved = json.loads((trained / "evaluation.json").read_text())
+    assert saved["overall"]["loop_losses"] == evaluation.report.overall.loop_losses
+    assert saved["unigram_entropy"] == evaluation.unigram_entropy
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_older_step_and_json(trained):
+    evaluation, text = evaluate(trained, step=3, json=True)
+    assert json.loads(text)["step"] == evaluation.step == 3
+    recorded = read_metrics(trained / METRICS_FILE, ["evaluation"])[0]
+    assert recorded["step"] == 3 and recorded["loss"] == evaluation.report.overall.loss
+
+
+def test_other_numbers_of_loops(trained):
+    trained_loops, _ = evaluate(trained)
+    one, _ = evaluate(trained, num_loops=1)
+    three, _ = evaluate(trained, num_loops=3)
+    assert one.report.num_loops == 1 and three.report.num_loops == 3
+    # Loop r of R loops does not know R.
+    assert one.report.overall.loop_losses == pytest.approx(trained_loops.report.overall.loop_losses[:1])
+    assert three.report.overall.loop_losses[:2] == pytest.approx(trained_loops.report.overall.loop_losses)
+    assert json.loads((trained / "evaluation.json").read_text())["num_loops"] == 2
+    assert json.loads((trained / "evaluation_loops3.json").read_text())["num_loops"] == 3
+
+
+def test_no_run_and_no_checkpoint_are_users_errors(tmp_path, trained):
+    with pytest.raises(UserError, match="no run there"):
+        evaluate(tmp_path / "missing")
+    (tmp_path / "run.yaml").write_text((trained / "run.yaml").read_text())
+    with pytest.raises(UserError, match="no checkpoint"):
+        evaluate(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint of step 99"):
+        evaluate(trained, step=99)
+
+
+def test_a_corpus_with_another_tokenizer_is_refused(tmp_path, trained):
+    content = (trained / "run.yaml").read_text()
+    other = tmp_path / "other"
+    corpus = make_corpus(other)
+    object_hash = corpus.manifest.tokenizer_hash
+    corpus.manifest.tokenizer_hash = object_hash[::-1]
+    from loopcoder_train.evaluation import load
+
+    with pytest.raises(UserError, match="is not the one of the run"):
+        load._check_tokenizer(corpus, _Snapshot({"tokenizer_hash": object_hash}))
+    assert content
+
+
+class _Snapshot:
+    def __init__(self, stream):
+        self.stream = stream
+
+
+def generate(run_dir, **options) -> tuple[str, str]:
+    stream = io.StringIO()
+    text = generate_text(GenerateOptions(run_dir=str(run_dir), device=Device.cpu, **options), stream)
+    return text, stream.getvalue()
+
+
+def test_generation_is_a_function_of_the_seed(trained):
+    first, shown = generate(trained, prompt="def f", max_new_tokens=12, seed=1)
+    assert shown == "def f" + first + "\n"
+    assert generate(trained, prompt="def f", max_new_tokens=12, seed=1)[0] == first
+    others = {generate(trained, prompt="def f", max_new_tokens=12, seed=seed)[0] for seed in range(2, 6)}
+    assert others - {first}
+    greedy = [generate(trained, prompt="def f", max_new_tokens=5, temperature=0, seed=seed)[0] for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_prompts_that_cannot_be_continued(trained, tmp_path):
+    with pytest.raises(UserError, match=r"prompt: has \d+ tokens.*max_position_embeddings=64"):
+        generate(trained, prompt="x y z " * 50)
+    with pytest.raises(UserError, match="cannot be read"):
+        generate(trained, prompt_file=str(tmp_path / "missing"))
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        generate(trained, prompt_file=str(tmp_path / "empty"))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        generate(trained, prompt_file=str(tmp_path / "binary"))
+
+
+def test_generation_stops_where_the_longest_document_ends(trained):
+    text, _ = generate(trained, prompt="def f", max_new_tokens=500, temperature=0.01)
+    assert text is not None

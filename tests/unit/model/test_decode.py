@@ -1,0 +1,50 @@
+"""Token-by-token decoding equals the full forward pass, across windows shorter and longer than the text."""
+
+import pytest
+import torch
+
+from loopcoder_train.config import GateInput, LoopKind
+from loopcoder_train.model import build_model
+from loopcoder_train.model.counts import kv_cache_bytes
+from loopcoder_train.model.decode import Decoder
+from tests.conftest import RELEASED_PRESET, randomize, small_model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_loops", [1, 2, 3, 4])
+@pytest.mark.parametrize("window_left", [0, 5, 200])
+@pytest.mark.parametrize("prompt_length", [1, 20])
+def test_step_by_step_equals_the_full_forward_pass(num_loops, window_left, prompt_length):
+    config = small_model(num_loops=num_loops, window_left=window_left, **RELEASED_PRESET)
+    check(config, prompt_length)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_loops": 2, "gate_input": GateInput.query},
+        {"num_loops": 3},
+        {"num_loops": 2, "tie_embeddings": True},
+        {"num_loops": 2, "loop_kind": LoopKind.sequential},
+    ],
+)
+def test_other_variants(changes):
+    check(small_model(**changes), prompt_length=7)
+
+
+def check(config, prompt_length):
+    model = randomize(build_model(config), scale=0.15)
+    tokens = torch.randint(0, config.vocab_size, (2, 40))
+    expected = model(tokens)
+    decoder = Decoder(model)
+    logits = [decoder.prefill(tokens[:, :prompt_length])]
+    logits += [decoder.step(tokens[:, position]) for position in range(prompt_length, 40)]
+    torch.testing.assert_close(torch.stack(logits, dim=1), expected[:, prompt_length - 1 :], rtol=1e-4, atol=1e-4)
+    kept = sum(x.numel() * 4 for loop in decoder._caches for kv in loop for x in (kv.key, kv.value))
+    assert kept == 2 * kv_cache_bytes(config, 40, bytes_per_value=4)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt length=0"):
+        Decoder(build_model(small_model())).prefill(torch.zeros(1, 0, dtype=torch.long))

@@ -1,0 +1,197 @@
+import errno
+import itertools
+
+import pytest
+import torch
+
+from loopcoder_train.checkpoint import SaveFailed, find_checkpoint
+from loopcoder_train.config import CheckpointConfig, UserError
+from loopcoder_train.training import checkpoint_hook
+from loopcoder_train.training.batch import to_micro_batch
+from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.divergence_hook import DivergenceHook, TrainingDivergedError
+from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.log_hook import LogHook
+from loopcoder_train.training.loop import Hook, Run, fit
+from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from loopcoder_train.training.resume import restore
+from loopcoder_train.training.telemetry_hook import TelemetryHook
+from tests.unit.training.fakes import BATCH, SEQUENCE_LENGTH, TINY, FakeEngine, data_from
+
+CPU = torch.device("cpu")
+TOKENS_PER_STEP = BATCH * SEQUENCE_LENGTH
+
+
+def make_run(run_dir, metrics, engine=None, **options) -> Run:
+    defaults = {"num_steps": 12, "learning_rate": lambda tokens: 1.0 / (10 + tokens / TOKENS_PER_STEP)}
+    return Run(
+        run_dir=run_dir,
+        engine=engine or FakeEngine(),
+        data=data_from(0),
+        tokens_per_step=TOKENS_PER_STEP,
+        metrics=metrics,
+        **{**defaults, **options},
+    )
+
+
+def checkpoint_hook_for(every_steps=4, keep_last=3) -> CheckpointHook:
+    config = CheckpointConfig(every_steps=every_steps, keep_last=keep_last)
+    return CheckpointHook(
+        config, CPU, stream_state=lambda step: {"position": step * BATCH}, logger_run_ids={"wandb": "abc"}
+    )
+
+
+def standard_hooks(engine, **options) -> list[Hook]:
+    return [
+        DivergenceHook(),
+        LogHook(TINY, CPU, every_steps=1),
+        TelemetryHook(to_micro_batch(next(data_from(99))[0]), every_steps=5),
+        EvaluateHook(lambda: {"loss": float(engine.weight)}, every_steps=5),
+        checkpoint_hook_for(**options),
+    ]
+
+
+def train(run_dir, engine=None, **options):
+    """One attempt, resumed from what is in `run_dir`; returns the final state."""
+    engine = engine or FakeEngine()
+    checkpoint = find_checkpoint(run_dir).checkpoint
+    with MetricsWriter(run_dir / METRICS_FILE) as metrics:
+        run = make_run(run_dir, metrics, engine, **options)
+        if checkpoint is not None:
+            snapshot = restore(checkpoint, engine, rank=0, world_size=1, device=CPU)
+            assert snapshot.stream == {"position": snapshot.training.step * BATCH}
+            assert snapshot.loggers == {"wandb": "abc"}
+            run.state, run.data = snapshot.training, data_from(snapshot.training.step)
+        return fit(run, standard_hooks(engine))
+
+
+def losses(run_dir) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read_metrics(run_dir / METRICS_FILE, ["train"])}
+
+
+def test_resumed_run_equals_the_straight_one(tmp_path):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    straight.mkdir(), resumed.mkdir()
+    train(straight)
+    first = train(resumed, stop_after_step=7)
+    assert (first.step, first.tokens) == (7, 7 * TOKENS_PER_STEP)
+    last = train(resumed)
+    assert losses(resumed) == losses(straight)
+    assert list(losses(straight)) == list(range(1, 13))
+    assert last.supervised_tokens == 12 * BATCH * (SEQUENCE_LENGTH - 1)
+    records = read_metrics(resumed / METRICS_FILE, ["train"])
+    assert [record["attempt"] for record in records] == [1] * 7 + [2] * 5
+
+
+def test_a_killed_attempt_is_repeated_from_its_last_checkpoint(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    class KillAt10(Hook):
+        def after_step(self, run, step):
+            if step.number == 10:
+                raise KilledError
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir(), killed.mkdir()
+    train(straight)
+    engine = FakeEngine()
+    with pytest.raises(KilledError), MetricsWriter(killed / METRICS_FILE) as metrics:
+        fit(make_run(killed, metrics, engine), [*standard_hooks(engine), KillAt10()])
+    assert find_checkpoint(killed).checkpoint.step == 8
+    train(killed)
+    assert losses(killed) == losses(straight)
+    assert [r["attempt"] for r in read_metrics(killed / METRICS_FILE, ["train"])] == [1] * 8 + [2] * 4
+
+
+def test_learning_rate_is_asked_for_the_tokens_at_the_end_of_the_step(tmp_path):
+    engine = FakeEngine()
+    fit(make_run(tmp_path, None, engine, num_steps=2, learning_rate=float), [])
+    assert engine.learning_rates == [TOKENS_PER_STEP, 2 * TOKENS_PER_STEP]
+
+
+def test_nan_stops_before_anything_of_the_step_is_saved(tmp_path):
+    with pytest.raises(TrainingDivergedError, match=r"step 8: loss=nan.*optimizer.peak_lr"):
+        train(tmp_path, FakeEngine(nan_at=8))
+    assert find_checkpoint(tmp_path).checkpoint.step == 4
+    events = [record["event"] for record in read_metrics(tmp_path / METRICS_FILE, ["event"])]
+    assert events == ["started", "saved", "diverged"]
+    assert 8 not in losses(tmp_path)
+
+
+def test_a_failed_save_is_loud_and_training_goes_on(tmp_path, monkeypatch):
+    real, calls = checkpoint_hook.save_checkpoint, itertools.count(1)
+
+    def fail_second(*args, **options):
+        if next(calls) == 2:
+            raise SaveFailed(errno.ENOSPC, "No space left on device")
+        return real(*args, **options)
+
+    monkeypatch.setattr(checkpoint_hook, "save_checkpoint", fail_second)
+    assert train(tmp_path).step == 12
+    failed = [r for r in read_metrics(tmp_path / METRICS_FILE, ["event"]) if r["event"] == "save_failed"]
+    assert [record["step"] for record in failed] == [8]
+    assert "No space left" in failed[0]["message"] and "last good checkpoint: step 4" in failed[0]["message"]
+    assert find_checkpoint(tmp_path).checkpoint.step == 12
+
+
+def test_a_failed_last_save_is_an_error(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise SaveFailed(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_hook, "save_checkpoint", fail)
+    with pytest.raises(UserError, match=r"last step 3 .*No space left.*last good checkpoint: none"):
+        train(tmp_path, stop_after_step=3)
+
+
+def test_intervals_of_evaluation_and_telemetry(tmp_path):
+    engine = FakeEngine()
+    state = train(tmp_path, engine)
+    assert [r["step"] for r in read_metrics(tmp_path / METRICS_FILE, ["evaluation"])] == [5, 10, 12]
+    assert [r["step"] for r in read_metrics(tmp_path / METRICS_FILE, ["telemetry"])] == [5, 10]
+    best = min(read_metrics(tmp_path / METRICS_FILE, ["evaluation"]), key=lambda record: record["loss"])
+    assert (state.best_held_out_loss, state.best_step) == (best["loss"], best["step"])
+
+
+def test_a_hook_can_end_the_run_and_it_is_saved(tmp_path):
+    class StopAt6(Hook):
+        def after_step(self, run, step):
+            if step.number == 6:
+                run.stop_reason = "asked to"
+
+    with MetricsWriter(tmp_path / METRICS_FILE) as metrics:
+        fit(make_run(tmp_path, metrics), [StopAt6(), *standard_hooks(FakeEngine())])
+    assert find_checkpoint(tmp_path).checkpoint.step == 6
+    assert read_metrics(tmp_path / METRICS_FILE, ["event"])[-2]["message"] == "asked to at step 6 of 12"
+    assert [r["step"] for r in read_metrics(tmp_path / METRICS_FILE, ["evaluation"])] == [5]
+
+
+def test_hooks_are_closed_after_an_error_and_not_asked_to_stop(tmp_path):
+    calls = []
+
+    class Recorder(Hook):
+        def on_stop(self, run):
+            calls.append("stop")
+
+        def close(self):
+            calls.append("close")
+
+    with pytest.raises(TrainingDivergedError):
+        fit(make_run(tmp_path, MetricsWriter(tmp_path / "m"), FakeEngine(nan_at=1)), [Recorder(), DivergenceHook()])
+    assert calls == ["close"]
+
+
+def test_a_finished_run_trains_and_saves_nothing_more(tmp_path):
+    train(tmp_path)
+    before = len(losses(tmp_path))
+    assert train(tmp_path).step == 12
+    assert len(losses(tmp_path)) == before
+    assert [r["event"] for r in read_metrics(tmp_path / METRICS_FILE, ["event"])][-2:] == ["resumed", "stopped"]
+
+
+def test_train_records_have_every_promised_key(tmp_path):
+    train(tmp_path)
+    record = read_metrics(tmp_path / METRICS_FILE, ["train"])[-1]
+    promised = "step tokens loss lr grad_norm tokens_per_second model_flops_per_second data_wait_seconds step_seconds"
+    assert {*promised.split(), "memory_bytes", "supervised_tokens", "attempt", "kind"} <= record.keys()
+    assert record["memory_bytes"] > 1 << 20 and record["tokens_per_second"] > 0
