@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = tuple[str, dict[str, Any]]
 _JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _PARQUET_BATCH_ROWS = 256
+_ZSTD_INPUT_BYTES = 1 << 14  # small: a chunk may decompress to a thousand times its size
 NOT_AN_OBJECT = "line is not a JSON object"
 
 
@@ -71,12 +72,44 @@ def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
+        return io.BufferedReader(_ZstdFile(path))  # type: ignore[return-value]
+    return path.open("rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """A .zst file of one or more frames. Unlike zstandard's own reader it notices that the last frame is cut off."""
+
+    def __init__(self, path: Path) -> None:
         import zstandard
 
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        )
-    return path.open("rb")
+        self._file = path.open("rb")
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame = None
+        self._input, self._output = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._file.read(_ZSTD_INPUT_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("ends in the middle of a frame")
+                return 0
+            self._frame = self._frame or self._new_frame()
+            self._output = self._frame.decompress(self._input)
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _lines(file: BinaryIO, limit: int, skip: Skip) -> Iterator[tuple[int, bytes]]:

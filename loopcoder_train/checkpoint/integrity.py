@@ -40,8 +40,12 @@ class Manifest:
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """The error for a file or folder of a checkpoint that cannot be trusted."""
-    return CheckpointError(f"{path}: {what}; {_OTHER_CHECKPOINT}")
+    """The error for a file or folder of a checkpoint that cannot be trusted.
+
+    `what` may quote the file: whatever would not print as one line is masked, and its length is limited.
+    """
+    printable = "".join(letter if letter.isprintable() else "?" for letter in what[:500])
+    return CheckpointError(f"{path}: {printable}; {_OTHER_CHECKPOINT}")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

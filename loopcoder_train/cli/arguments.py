@@ -31,6 +31,17 @@ class Arguments:
     overrides: list[str]  # for Hydra, quoted where needed
     literals: dict[str, str]  # options that no grammar may touch
 
+    def open_keys(self, free_form: list[str]) -> None:
+        """Let options below dictionaries be set like any other: Hydra wants `++` in front of new keys."""
+        self.overrides = [
+            f"++{override}" if override.startswith(tuple(f"{key}." for key in free_form)) else override
+            for override in self.overrides
+        ]
+
+    @property
+    def asks_for_help(self) -> bool:
+        return "--help" in self.flags or "-h" in self.flags
+
     @property
     def multirun(self) -> bool:
         return any(flag in self.flags for flag in _MULTIRUN)
@@ -67,6 +78,8 @@ def parse(
                 result.literals[key] = value
             elif key in paths and not multirun:
                 result.overrides.append(f"{key}={quote(value)}")
+            elif value == "null" and key == "experiment":
+                result.overrides.append(f"~{key}")  # Hydra's way to choose no file
             else:
                 result.overrides.append(argument)
     return result

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from data_pipeline.errors import DataError
 from loopcoder_train.cli import messages
 from loopcoder_train.cli.arguments import Arguments
-from loopcoder_train.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, print_error
+from loopcoder_train.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR, drop_output, print_error
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import from_dict
-from loopcoder_train.config.keys import dotted_keys
+from loopcoder_train.config.keys import dotted_keys, free_form_keys
 
 _STOPPED = (EXIT_INTERRUPTED, 143)  # by a person or the system: the rest of a sweep must not start
 _UNSAFE_IN_NAMES = re.compile(r"[^\w.=+-]+")
@@ -60,6 +60,10 @@ class Command:
 
 def run(command: Command, arguments: Arguments) -> int:
     """Compose and execute. Returns 0 when every job returned 0, else the first other code."""
+    if arguments.asks_for_help:
+        # Composing must not fail over what is asked about.
+        arguments.overrides = ["experiment=quickstart"] if command.config_name == "pretrain" else []
+    arguments.open_keys(free_form_keys(command.schema))
     jobs = _Jobs(command, arguments)
     ConfigStore.instance().store(name=f"{command.config_name}_schema", node=command.schema)
     application = hydra.main(version_base="1.3", config_path="pkg://configs", config_name=command.config_name)(jobs.run)
@@ -71,6 +75,10 @@ def run(command: Command, arguments: Arguments) -> int:
                 application()
             except messages.COMPOSITION_ERRORS as error:
                 raise messages.translate(error, command.known_keys, command.example) from error
+            except ValueError as error:
+                if jobs.running:
+                    raise
+                raise UserError(str(error)) from error  # Hydra's own about flags and group choices
     return jobs.exit_code()
 
 
@@ -80,9 +88,11 @@ class _Jobs:
     def __init__(self, command: Command, arguments: Arguments) -> None:
         self.command, self.arguments = command, arguments
         self.results: list[tuple[str, int]] = []
+        self.running = False
 
     def run(self, composed: DictConfig) -> None:
         """One job. Its user error is printed here, so that the next job of a sweep still starts."""
+        self.running = True
         name = job_name(self._swept_overrides())
         try:
             code = self.command.execute(self._options(composed))
@@ -92,6 +102,10 @@ class _Jobs:
         except messages.COMPOSITION_ERRORS as error:  # an interpolation that cannot be resolved
             print_error(messages.translate(error, self.command.known_keys, self.command.example))
             code = EXIT_USER_ERROR
+        except BrokenPipeError as error:  # past Hydra, which would report it
+            drop_output()
+            raise SystemExit(EXIT_BROKEN_PIPE) from error
+        self.running = False
         self.results.append((name, code))
         if code in _STOPPED:
             raise SystemExit(code)

@@ -56,9 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("loopcoder: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe has seen enough (`| head`); what is still buffered must not raise at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return EXIT_BROKEN_PIPE
+
+
+def drop_output() -> None:
+    """The reader of our pipe has seen enough (`| head`): what is still buffered must not raise at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(error: object) -> None:

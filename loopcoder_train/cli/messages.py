@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's many-line errors -> one line that names the option, its value, the rule and the nearest key."""
+"""Hydra's and OmegaConf's many-line errors -> one line: the option, its value, the rule and the nearest key."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -9,7 +9,13 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from yaml import YAMLError
 
 from loopcoder_train.config.errors import UserError
@@ -27,13 +33,17 @@ def translate(error: Exception, known: Iterable[str], example: Callable[[str], s
     known = list(known)
     cause = _omegaconf_cause(error)
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override}: cannot be read as option=value ({_one_line(error)})")
+        reason = _one_line(error).partition(" See https://")[0]
+        return UserError(f"{error.override}: cannot be read as option=value ({reason})")
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(str(cause.full_key), known)
     if isinstance(cause, MissingMandatoryValue):
         return not_set(str(cause.full_key), example)
+    if isinstance(cause, ValidationError):
+        hint = example(str(cause.full_key))
+        return UserError(f"{cause.full_key}: {_rule(cause)}" + (f"; give {hint}" if hint else ""))
     if cause is not None and cause.full_key:
         return UserError(f"{cause.full_key}: {_rule(cause)}")
     if isinstance(error, ConfigCompositionException):

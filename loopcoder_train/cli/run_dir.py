@@ -20,8 +20,8 @@ _SHOWN = 6  # differing options named in one error
 def prepare(config: RunConfig, launcher_lock: RunLock) -> Path:
     """Write `<run_dir>/run.yaml` and return its path. Raises UserError when the run there is another one.
 
-    With `fresh`, an existing run is set aside first; `launcher_lock` then moves on to the new folder. run.yaml holds
-    the requests of this attempt as done (`fresh: false`): whoever starts from it again must resume.
+    With `fresh`, an existing run is set aside first; `launcher_lock` then moves on to the new folder. run.yaml says
+    `fresh: false`, because that is done: whoever starts from it again, a restarted worker too, must resume.
     """
     run_dir = Path(config.run_dir)
     run_yaml = run_dir / RUN_CONFIG_FILE
@@ -34,17 +34,14 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> Path:
                 lock.move_to_new_folder()
             elif not config.accept_config_changes:
                 refuse_other_run(read_run_config(run_yaml), config)
-        write_run_config(dataclasses.replace(config, fresh=False, accept_config_changes=False), run_yaml)
+        write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml
 
 
 def set_aside(run_dir: Path) -> Path:
     """Rename the folder to the first free `<run_dir>.old-N` and return that."""
-    for number in itertools.count(1):
-        aside = run_dir.with_name(f"{run_dir.name}.old-{number}")
-        if not aside.exists():
-            return run_dir.rename(aside)
-    raise AssertionError("itertools.count ends never")
+    candidates = (run_dir.with_name(f"{run_dir.name}.old-{number}") for number in itertools.count(1))
+    return run_dir.rename(next(aside for aside in candidates if not aside.exists()))
 
 
 def refuse_other_run(old: RunConfig, new: RunConfig) -> None:

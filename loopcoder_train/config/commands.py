@@ -1,4 +1,4 @@
-"""Options of the commands that read a finished or running run."""
+"""Options of the commands that look at what is there: a corpus, a finished or running run."""
 
 from dataclasses import dataclass
 
@@ -53,6 +53,16 @@ class GenerateOptions:
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must lie in (0, 1]")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class ShowOptions:
+    """`loopcoder data show`: what a corpus is made of."""
+
+    corpus_dir: str = "corpora/default"
+
+    def __post_init__(self) -> None:
+        require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")
 
 
 def _check_run(run_dir: str, step: int | None) -> None:

@@ -104,7 +104,7 @@ def _build(schema: type[T], values: Any, prefix: str, known: list[str]) -> T:
     return schema(**arguments)
 
 
-def _convert(hint: Any, value: Any, key: str, known: list[str]) -> Any:  # noqa: PLR0911 - one return per type
+def _convert(hint: Any, value: Any, key: str, known: list[str]) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         (inner,) = (option for option in get_args(hint) if option is not type(None))
         return None if value is None else _convert(inner, value, key, known)
@@ -112,7 +112,15 @@ def _convert(hint: Any, value: Any, key: str, known: list[str]) -> Any:  # noqa:
         return _build(hint, value, f"{key}.", known)
     if get_origin(hint) is dict:
         return _convert_dict(hint, value, key, known)
-    if isinstance(hint, type) and issubclass(hint, Enum):
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key}={value!r}: must be a list, not {type(value).__name__}")
+        return [_convert(get_args(hint)[0], item, f"{key}[{index}]", known) for index, item in enumerate(value)]
+    return _convert_scalar(hint, value, key)
+
+
+def _convert_scalar(hint: type, value: Any, key: str) -> Any:
+    if issubclass(hint, Enum):
         names = [member.name for member in hint]
         if value not in names:
             raise UserError(f"{key}={value!r}: must be one of {', '.join(names)}{did_you_mean(str(value), names)}")

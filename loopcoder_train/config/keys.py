@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 
 def dotted_keys(schema: type) -> list[str]:
@@ -21,22 +21,24 @@ def dotted_keys(schema: type) -> list[str]:
 def nearest(key: str, known: Iterable[str]) -> str | None:
     """The known name that `key` most probably meant, or None.
 
-    Compared as a whole first, then by the last component alone: `num_lops` and `training.num_loops` both mean
-    `model.num_loops`.
+    An option given under another group, or under none, means the one of that name; else the closest name of its own
+    group; else of any group; else the only one that has the word: `optimizer.lr` means `optimizer.peak_lr`.
     """
-    names = list(known)
-    last_part = key.rpartition(".")[2]
-    by_last_part: dict[str, str] = {}
-    for name in names:
-        by_last_part.setdefault(name.rpartition(".")[2], name)
-    if last_part in by_last_part:
-        return by_last_part[last_part]
-    if close := difflib.get_close_matches(key, names, n=1, cutoff=0.6):
-        return close[0]
-    if close := difflib.get_close_matches(last_part, by_last_part, n=1, cutoff=0.6):
-        return by_last_part[close[0]]
-    # `optimizer.lr` for `optimizer.peak_lr`: too short for a ratio, yet part of a single known name.
-    containing = [name for part, name in by_last_part.items() if len(last_part) > 1 and last_part in part.split("_")]
+    group, _, last = key.rpartition(".")
+    by_last: dict[str, str] = {}
+    in_group: dict[str, str] = {}
+    for name in known:
+        name_group, _, name_last = name.rpartition(".")
+        by_last.setdefault(name_last, name)
+        if name_group == group:
+            in_group[name_last] = name
+    if last in by_last and by_last[last] != key:
+        return by_last[last]
+    if close := difflib.get_close_matches(last, in_group, n=1, cutoff=0.6):
+        return in_group[close[0]]
+    if close := difflib.get_close_matches(last, by_last, n=1, cutoff=0.7):
+        return by_last[close[0]]
+    containing = [name for part, name in by_last.items() if len(last) > 1 and last in part.split("_")]
     return containing[0] if len(containing) == 1 else None
 
 
@@ -44,6 +46,19 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     """`; did you mean model.num_loops?`, or nothing when no known name is close."""
     name = nearest(key, known)
     return f"; did you mean {name}?" if name else ""
+
+
+def free_form_keys(schema: type) -> list[str]:
+    """Options that are dictionaries: any key may stand below them."""
+    hints = get_type_hints(schema)
+    found = []
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if get_origin(hint) is dict:
+            found.append(field.name)
+        elif dataclasses.is_dataclass(hint):
+            found.extend(f"{field.name}.{key}" for key in free_form_keys(hint))
+    return found
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

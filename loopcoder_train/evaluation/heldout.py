@@ -99,10 +99,8 @@ def evaluate_heldout(
     `batch_size`: sequences per forward pass on one rank. `max_sequences_per_source`: None for all. Raises UserError
     when the corpus has no held-out token.
     """
-    sources = corpus.manifest.sources
-    if not any(source.heldout.tokens for source in sources):
-        raise UserError(f"{corpus.directory}: no source has held-out documents; build the corpus with a held-out share")
-    sums = _Sums(len(sources))
+    _require_heldout(corpus)
+    sums = _Sums(len(corpus.manifest.sources))
     batches = heldout_batches(corpus, sequence_length, batch_size, max_sequences_per_source)
     for batch in own_turns(batches, engine.data_parallel_rank, engine.data_parallel_size):
         sums.add(batch, engine.token_losses(batch))
@@ -110,6 +108,31 @@ def evaluate_heldout(
     if not tokens.any():
         raise UserError(f"{corpus.directory}: held-out documents have no token to predict; build a larger corpus")
     return _report(corpus, losses, tokens, documents)
+
+
+def probe_batch(corpus: Corpus, sequence_length: int, num_sequences: int) -> MicroBatch:
+    """At most `num_sequences` held-out sequences spread evenly over the sources; the same on every call and rank.
+
+    Raises UserError when the corpus has no held-out token.
+    """
+    present = _require_heldout(corpus)
+    rows = list(heldout_batches(corpus, sequence_length, 1, max_sequences_per_source=-(-num_sequences // present)))
+    chosen = np.unique(np.linspace(0, len(rows) - 1, num_sequences).round().astype(int))
+    parts = [to_micro_batch(rows[index]) for index in chosen]
+    return MicroBatch(
+        input_ids=torch.cat([part.input_ids for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        document_ids=torch.cat([part.document_ids for part in parts]),
+        source_ids=torch.cat([part.source_ids for part in parts]),
+    )
+
+
+def _require_heldout(corpus: Corpus) -> int:
+    """Number of sources with held-out tokens."""
+    present = sum(source.heldout.tokens > 0 for source in corpus.manifest.sources)
+    if not present:
+        raise UserError(f"{corpus.directory}: no source has held-out documents; build the corpus with a held-out share")
+    return present
 
 
 def own_turns(batches: Iterable[Batch], rank: int, size: int) -> Iterator[MicroBatch]:

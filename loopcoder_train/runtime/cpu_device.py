@@ -15,21 +15,13 @@ no random numbers), pinned memory, and the optimizer's own checkpoint format (st
 
 import functools
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 _CPU = torch.device("cpu")
 _installed = False
-
-# Megatron prefers fused kernels of two optional NVIDIA packages and says so once per module that looks for them. The
-# engine uses torch's own AdamW and norms on purpose there; every other warning passes.
-_MISSING_KERNELS = "Transformer Engine and Apex are not installed"
-# A hint about the order of CUDA queues, given on every machine.
-_CUDA_QUEUES = "When using (sequence parallelism|async grad allreduce) it is recommended to set the environment variable"
 
 
 def install() -> bool:
@@ -49,17 +41,8 @@ def install() -> bool:
     torch.cuda.current_device = lambda: _CPU
     torch.zeros, torch.tensor = _without_cuda(torch.zeros), _without_cuda(torch.tensor)
     torch.Tensor.type = _type_as_on_cuda(torch.Tensor.type)
-    warnings.filterwarnings("ignore", message=_CUDA_QUEUES)
     _installed = True
     return True
-
-
-@contextmanager
-def quiet_megatron_import() -> Iterator[None]:
-    """Leave out the one warning about missing optional kernels while Megatron is imported."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_MISSING_KERNELS)
-        yield
 
 
 def _without_cuda(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:

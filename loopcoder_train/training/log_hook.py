@@ -18,6 +18,7 @@ class LogHook(Hook):
     def on_start(self, run: Run) -> None:
         """Say where this attempt starts."""
         self._meter = ThroughputMeter(self._model, run.engine, self._device)
+        run.state.attempt = run.metrics.attempt
         step = run.state.step
         name, message = ("resumed", f"resumed after step {step}") if step else ("started", "started")
         run.metrics.event(name, step, f"{message} of {run.num_steps}", tokens=run.state.tokens)

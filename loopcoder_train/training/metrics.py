@@ -45,6 +45,8 @@ class Sink(Protocol):
 class Metrics:
     """What hooks write to. This one discards everything: it serves every rank but 0."""
 
+    attempt = 0  # known where lines are written
+
     def write(self, kind: str, step: int, values: Record) -> None:
         """Record `values` of `step`."""
 

@@ -1,8 +1,12 @@
 """What a person sees while a run goes: one live line on a terminal, plain lines at growing intervals elsewhere."""
 
+import io
+import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 Number = int | float
@@ -95,6 +99,32 @@ def open_console(rank: int, stream: TextIO | None = None) -> Console:
         return Console()
     stream = sys.stdout if stream is None else stream
     return TerminalConsole(stream) if stream.isatty() else PlainConsole(stream)
+
+
+@contextmanager
+def logging_above(console: Console) -> Iterator[None]:
+    """While active, log lines that go to standard output are notes of `console`: they do not break its live line."""
+    handlers = [
+        h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is sys.stdout
+    ]
+    for handler in handlers:
+        handler.setStream(_NoteStream(console))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(sys.stdout)
+
+
+class _NoteStream(io.TextIOBase):
+    """What a logging handler needs of a stream."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def write(self, text: str) -> int:
+        self._console.note(text.removesuffix("\n"))
+        return len(text)
 
 
 class Eta:

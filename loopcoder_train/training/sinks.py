@@ -8,12 +8,13 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import wandb
-from torch.utils.tensorboard import SummaryWriter
+from typing import TYPE_CHECKING
 
 from loopcoder_train.config import LoggingConfig, UserError, WandbMode
 from loopcoder_train.training.metrics import Record, Sink, finite
+
+if TYPE_CHECKING:
+    import wandb
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class WandbSink:
     def __init__(
         self, run_dir: Path, *, run_id: str, mode: WandbMode, project: str, config: Mapping[str, object]
     ) -> None:
+        import wandb  # here: a broken installation is one more way for a sink to fail, and the import is slow
+
         self._run = wandb.init(
             project=project,
             id=run_id,
@@ -86,8 +89,10 @@ class WandbSink:
         self._run.finish(exit_code=1 if failed else 0)
 
 
-def private_settings(mode: WandbMode) -> wandb.Settings:
+def private_settings(mode: WandbMode) -> "wandb.Settings":
     """wandb without arguments, code, git, requirements, console output, user or machine; a fixed program name."""
+    import wandb
+
     program = "loopcoder_train/worker.py"
     return wandb.Settings(
         mode=mode.value,
@@ -113,6 +118,8 @@ class TensorBoardSink:
     """Event files in `log_dir`; what a resumed run overwrites is purged from view."""
 
     def __init__(self, log_dir: Path, *, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here for the same reasons as wandb
+
         self._writer = SummaryWriter(str(log_dir), purge_step=resumed_step + 1 if resumed_step else None)
 
     def write(self, record: Record) -> None:

@@ -1,7 +1,8 @@
-"""The PLT on Megatron-core: tensor, sequence and data parallelism, distributed optimizer. The only importer of megatron.
+"""The PLT on Megatron-core: tensor, sequence and data parallelism. The only importer of megatron.
 
     setup.py            process groups and Megatron's configurations
-    layers.py gate.py   the layer from Megatron's parallel parts; the fused matrices
+    layers.py gate.py norm.py
+                        the layer from Megatron's parallel parts; the fused matrices
     shift.py            the cross-loop shift over a split sequence
     stage.py            one rank's parameters; runs ONE loop given its input and loop 1's keys and values
     loops.py            all loops in one graph (one pipeline stage)
@@ -9,17 +10,20 @@
     parameters.py       this rank's tensors <-> boxes of released names
     optimizer.py        AdamW by Megatron's optimizers; its state under layout-free names
     recorder.py         gathers what telemetry reads
+    quiet.py            warnings left out, with reasons
     engine.py           MegatronEngine, the training loop's view
 
-Any import from this package runs the two lines below first, so the CPU stand-in is always in place before Megatron
+Any import from this package runs the lines below first, so the CPU stand-in is always in place before Megatron
 binds what it replaces.
 """
 
+# ruff: noqa: E402 - the order of these lines is the point
+from loopcoder_train.engines.megatron.quiet import quiet_megatron
 from loopcoder_train.runtime import cpu_device
 
 cpu_device.install()
+quiet_megatron()
 
-with cpu_device.quiet_megatron_import():
-    from loopcoder_train.engines.megatron.engine import MegatronEngine
+from loopcoder_train.engines.megatron.engine import MegatronEngine
 
 __all__ = ["MegatronEngine"]

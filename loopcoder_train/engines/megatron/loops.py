@@ -1,6 +1,6 @@
 """All R loops of a micro-batch in one graph: what runs when there is one pipeline stage.
 
-    E -> loop 1 -> h(1), K1, V1 -> a E + b shift(N(h(1))) -> loop 2 (K1, V1) -> ... -> h(R)
+E -> loop 1 -> h(1), K1, V1 -> a E + b shift(N(h(1))) -> loop 2 (K1, V1) -> ... -> h(R)
 """
 
 from collections.abc import Iterator

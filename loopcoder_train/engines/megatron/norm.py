@@ -8,7 +8,7 @@ from loopcoder_train.model.layers import RMSNorm
 
 
 def sum_over_sequence_parts(parameter: nn.Parameter, config: TransformerConfig) -> None:
-    """A whole parameter that meets only this rank's part of the sequence: its gradients are summed over tensor ranks."""
+    """A whole parameter that meets only this rank's rows: its gradients are summed over tensor ranks."""
     parameter.sequence_parallel = config.sequence_parallel
 
 

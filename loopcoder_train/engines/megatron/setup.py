@@ -15,7 +15,7 @@ GRAD_BUCKET_SIZE: int | None = None
 
 
 def initialize_process_groups(parallel: ParallelConfig) -> None:
-    """Build Megatron's groups on torch.distributed, which the caller has initialised. Groups of the same sizes are kept.
+    """Build Megatron's groups on torch.distributed, which the caller has initialised; groups of the same sizes stay.
 
     Megatron's extra gloo groups serve its own checkpoint format only, which this project does not use.
     """
@@ -63,6 +63,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         calculate_per_token_loss=True,
         gradient_accumulation_fusion=False,  # needs Apex's CUDA extension
         deallocate_pipeline_outputs=False,
+        cuda_graph_scope=[],
     )
 
 

@@ -1,12 +1,16 @@
 """Folders made to do harm, with hashes that fit: each is refused before anything outside or oversized is touched."""
 
+import hashlib
 import json
 import os
 import pickle
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loopcoder_train.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from loopcoder_train.checkpoint.integrity import open_regular
 from loopcoder_train.checkpoint.layout import is_plain_file_name, parse_folder
 from tests.unit.checkpoint.builders import assert_holds, reseal, save_step
 
@@ -159,6 +163,7 @@ HUGE = [2**40, 4]
         (lambda t: box_of(t).update(lengths=[2**70, 1]), "not up to"),
         (lambda t: box_of(t).update(key=7), "key is not of type str"),
         (lambda t: box_of(t).update(key="model/norm"), "a second time|not as the index|has shape"),
+        (lambda t: t.update(other=t["model/embed"]), "other uses key|embed uses key"),
         (lambda t: box_of(t).update(key="nowhere"), "nowhere"),
         (lambda t: box_of(t).pop("key"), "exactly the fields"),
         (lambda t: box_of(t).update(more=1), "exactly the fields"),
@@ -184,10 +189,56 @@ def test_json_that_is_not_what_it_should_be(folder, file, content):
     assert_refused(folder, file)
 
 
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.sampled_from(["", "float32", TENSORS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["key", "a\nb"]), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def _places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _places(item, (*path, key))
+
+
+def _replaced(value, path, new):
+    if not path:
+        return new
+    changed = value.copy()
+    changed[path[0]] = _replaced(value[path[0]], path[1:], new)
+    return changed
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), file=st.sampled_from(["index.json", "state.json", "manifest.json", TENSORS]))
+def test_any_replaced_value_is_refused_or_harmless(tmp_path_factory, data, file):
+    """Whatever is put in place of any value of any JSON: the only error is CheckpointError."""
+    folder = save_step(tmp_path_factory.mktemp("run"), 2).path
+    content, rest = _header(folder / file) if file == TENSORS else (json.loads((folder / file).read_bytes()), b"")
+    content = _replaced(content, data.draw(st.sampled_from(list(_places(content)))), data.draw(_json))
+    if file == TENSORS:
+        _write_header(folder / file, content, rest)
+    else:
+        (folder / file).write_text(json.dumps(content))
+    if file == "manifest.json":
+        manifest = (folder / file).read_bytes()
+        (folder / "COMMIT").write_text(hashlib.sha256(manifest).hexdigest() + "\n")
+    else:
+        reseal(folder)
+    try:
+        checkpoint = Checkpoint(folder)
+        checkpoint.verify()
+        assert checkpoint.state is not None and checkpoint.rank_state(0, 1) is not Ellipsis
+        for name in checkpoint.tensor_names():
+            checkpoint.read_tensor(name)
+    except CheckpointError as error:
+        assert str(error).isprintable()
+
+
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"{}", b'{"format_version": 1, "step": 2, "files": [1]}'])
 def test_manifest_that_is_not_what_it_should_be(folder, content):
-    import hashlib
-
     (folder / "manifest.json").write_bytes(content)
     (folder / "COMMIT").write_text(hashlib.sha256(content).hexdigest() + "\n")
     assert_refused(folder, "manifest")
@@ -210,5 +261,23 @@ def test_names():
     for name in ("..", ".", "", "a/b", "/a", "a\n", "a\0", ".a", "a\\b", "a" * 300, "ä"):
         assert not is_plain_file_name(name), name
     assert parse_folder("step-00000100").step == 100 and parse_folder("step-123456789").step == 123456789
-    for name in ("step-100", "step-000000100", "step-00000100.tmp", "step-00000100/", "step-00000100\n", "x-00000100"):
-        assert parse_folder(name) is None, name
+    assert parse_folder("step-00000100.tmp-0a").kind == "tmp" and parse_folder("step-00000100.old-0a").kind == "old"
+    for name in ("100", "100.tmp", "000000100", "00000100/", "00000100\n", "00000100.tmp-a!", "00000100.tmp-a\n"):
+        assert parse_folder(f"step-{name}") is None, name
+
+
+def test_links_and_pipes_are_not_opened(tmp_path):
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(OSError):
+            open_regular(tmp_path / name)
+
+
+def test_messages_stay_one_printable_line(folder):
+    edit_index(
+        folder, lambda tensors: tensors.update({"a\n\x1b[31mb": {"global_shape": [], "dtype": "x", "boxes": []}})
+    )
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint(folder).verify()
+    assert str(caught.value).isprintable()

@@ -1,11 +1,12 @@
 """A file that is not as it was saved makes its checkpoint a bad one, with the reason; the one before it is taken."""
 
+import os
 import shutil
 
 import pytest
 
 from loopcoder_train.checkpoint import Checkpoint, CheckpointError, checkpoints_of, find_checkpoint, require_checkpoint
-from tests.unit.checkpoint.builders import assert_holds, on_ranks, save_step
+from tests.unit.checkpoint.builders import assert_holds, on_ranks, reseal, save_step
 
 FILES = ("tensors-00000-of-00001.safetensors", "index.json", "state.json", "manifest.json", "COMMIT")
 
@@ -127,11 +128,12 @@ def test_quick_verification_does_not_hash_tensors(run_dir):
     Checkpoint(checkpoint).verify(full=False)
     with pytest.raises(CheckpointError, match="SHA-256"):
         Checkpoint(checkpoint).verify()
+    os.truncate(checkpoint / FILES[0], 5)
+    with pytest.raises(CheckpointError, match="has 5 bytes"):
+        Checkpoint(checkpoint).verify(full=False)
 
 
 def test_unknown_format_version_is_named(run_dir):
-    from tests.unit.checkpoint.builders import reseal
-
     folder = run_dir / "checkpoints/step-00000002"
     reseal(folder, lambda manifest: manifest.update(format_version=2))
     with pytest.raises(CheckpointError, match="format_version=2, this program reads 1"):

@@ -263,7 +263,7 @@ def test_data_reaches_the_disk_before_its_name_and_its_name_before_latest(tmp_pa
     events, fsync, rename, replace = [], os.fsync, Path.rename, Path.replace
 
     def record_fsync(descriptor):
-        events.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        events.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
         fsync(descriptor)
 
     def record(change):

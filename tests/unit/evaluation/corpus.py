@@ -1,6 +1,7 @@
 """A corpus of a few hundred tokens on disk, with a real tokenizer."""
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,14 @@ SENTENCES = {
     "python": "def f(x):\n    return x + {}\n",
     "c": "int f{}(int x) {{ return x; }}\n",
     "docs": "Größe number {} is a — documented — value, 数.\n",
-    "headers": "",
 }
 
 
-def make_corpus(directory: Path, heldout_documents: int = 5) -> Corpus:
+def make_corpus(directory: Path, heldout_documents: int = 5, merges: int = 40) -> Corpus:
     """Documents are sentences with numbers; `headers` has no held-out documents."""
-    texts = {name: [SENTENCES[name].format(i) * (1 + i % 3) for i in range(40)] for name, _, _ in SOURCES if name != "headers"}
+    texts = {name: [line.format(i) * (1 + i % 3) for i in range(40)] for name, line in SENTENCES.items()}
     texts["headers"] = ["#define X 1\n"] * 3
-    tokenizer = train_tokenizer(iter(sum(texts.values(), [])), MIN_VOCAB_SIZE + 40)
+    tokenizer = train_tokenizer(chain.from_iterable(texts.values()), MIN_VOCAB_SIZE + merges)
     directory.mkdir(parents=True)
     (directory / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     sources = []
@@ -56,7 +56,7 @@ def _split(directory: Path, name: str, texts: list[str], tokenizer: Tokenizer) -
         return SplitInfo()
     dtype = token_dtype(tokenizer.vocab_size)
     with ShardWriter(directory / name, dtype=dtype, block_tokens=64, tokenizer_hash=tokenizer.content_hash) as writer:
-        writer.append(np.array(sum(ids, [])))
+        writer.append(np.concatenate(ids))
         checksum = writer.close()
     info = ShardInfo(file=name, num_tokens=sum(map(len, ids)), checksum=checksum)
     size = sum(len(text.encode()) for text in texts)

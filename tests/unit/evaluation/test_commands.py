@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
 
 from data_pipeline.mixture import Mixture
 from data_pipeline.stream import TokenStream
+from loopcoder_train.checkpoint import find_checkpoint
 from loopcoder_train.config import (
     CheckpointConfig,
     DataConfig,
@@ -21,11 +23,12 @@ from loopcoder_train.config import (
     UserError,
 )
 from loopcoder_train.config.commands import EvaluateOptions, GenerateOptions
-from loopcoder_train.config.io import write_run_config
+from loopcoder_train.config.io import read_run_config, write_run_config
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.evaluation.command import evaluate_run
-from loopcoder_train.evaluation.generate import generate_text
+from loopcoder_train.evaluation.generate import continue_prompt, generate_text
 from loopcoder_train.evaluation.heldout import evaluate_heldout
+from loopcoder_train.evaluation.load import load_run
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.log_hook import LogHook
@@ -58,7 +61,9 @@ def trained(tmp_path_factory):
     run_dir.mkdir()
     write_run_config(config, run_dir / "run.yaml")
     quotas = [STEPS * BATCH // 4, STEPS * BATCH // 4, STEPS * BATCH // 2, 0]
-    stream = TokenStream(corpus, Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas), S, 0, shuffle_block_tokens=16)
+    stream = TokenStream(
+        corpus, Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas), S, 0, shuffle_block_tokens=16
+    )
     engine = PlainEngine(config, CPU)
     hooks = [
         LogHook(config.model, CPU, every_steps=1),
@@ -134,21 +139,25 @@ def test_no_run_and_no_checkpoint_are_users_errors(tmp_path, trained):
 
 
 def test_a_corpus_with_another_tokenizer_is_refused(tmp_path, trained):
-    content = (trained / "run.yaml").read_text()
-    other = tmp_path / "other"
-    corpus = make_corpus(other)
-    object_hash = corpus.manifest.tokenizer_hash
-    corpus.manifest.tokenizer_hash = object_hash[::-1]
-    from loopcoder_train.evaluation import load
-
+    make_corpus(tmp_path / "corpus", merges=10)
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    config = read_run_config(run_dir / "run.yaml")
+    config.data.corpus_dir = str(tmp_path / "corpus")
+    write_run_config(config, run_dir / "run.yaml")
     with pytest.raises(UserError, match="is not the one of the run"):
-        load._check_tokenizer(corpus, _Snapshot({"tokenizer_hash": object_hash}))
-    assert content
+        evaluate(run_dir)
 
 
-class _Snapshot:
-    def __init__(self, stream):
-        self.stream = stream
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, trained, caplog):
+    run_dir = shutil.copytree(trained, tmp_path / "run")
+    newest = find_checkpoint(run_dir).checkpoint.path
+    tensors = next(newest.glob("*.safetensors"))
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    evaluation, _ = evaluate(run_dir)
+    assert evaluation.step == 3
+    assert "step 3 is used" in caplog.text
 
 
 def generate(run_dir, **options) -> tuple[str, str]:
@@ -181,5 +190,19 @@ def test_prompts_that_cannot_be_continued(trained, tmp_path):
 
 
 def test_generation_stops_where_the_longest_document_ends(trained):
-    text, _ = generate(trained, prompt="def f", max_new_tokens=500, temperature=0.01)
-    assert text is not None
+    run = load_run(str(trained), step=None, num_loops=None, device=Device.cpu)
+    tokenizer = run.corpus.tokenizer
+    tokenizer.end_of_document_id = -1  # never drawn
+    options = GenerateOptions(run_dir=str(trained), prompt="x", max_new_tokens=500)
+    prompt_ids = tokenizer.encode("x y z " * 50)[:60]
+    assert len(list(continue_prompt(run.model, tokenizer, prompt_ids, options, CPU))) == 4
+
+
+def test_generation_stops_at_the_end_of_the_document(trained):
+    run = load_run(str(trained), step=None, num_loops=None, device=Device.cpu)
+    tokenizer = run.corpus.tokenizer
+    options = GenerateOptions(run_dir=str(trained), prompt="x", max_new_tokens=9, temperature=0)
+    tokens = list(continue_prompt(run.model, tokenizer, tokenizer.encode("def f"), options, CPU))
+    tokenizer.end_of_document_id = tokens[-1]
+    stopped = list(continue_prompt(run.model, tokenizer, tokenizer.encode("def f"), options, CPU))
+    assert stopped == tokens[: tokens.index(tokens[-1])]

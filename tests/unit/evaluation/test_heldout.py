@@ -1,4 +1,5 @@
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from data_pipeline.stream import heldout_batches
 from loopcoder_train.config import UserError
-from loopcoder_train.evaluation.heldout import evaluate_heldout, own_turns
+from loopcoder_train.evaluation.heldout import evaluate_heldout, own_turns, probe_batch
 from loopcoder_train.evaluation.report import format_report
 from tests.unit.evaluation.corpus import make_corpus
 
@@ -58,7 +59,8 @@ def test_all_ranks_report_what_numpy_computes(corpus, size):
     own = []
     for rank in range(size):
         engine = FakeRank(rank, size, [])
-        evaluate_heldout(engine, corpus, S, BATCH, LIMIT)
+        with suppress(UserError):  # alone, a rank without a batch of its own has nothing to report
+            evaluate_heldout(engine, corpus, S, BATCH, LIMIT)
         own.append(engine)
     assert len({engine.calls for engine in own}) == 1  # every call is a collective
     others = [engine.own for engine in own[1:]]
@@ -70,17 +72,16 @@ def test_all_ranks_report_what_numpy_computes(corpus, size):
         assert report.by_source[name].supervised_tokens == tokens
         assert report.by_source[name].loop_losses == pytest.approx((losses / tokens).tolist(), rel=1e-6)
     total = sum(tokens for _, tokens in sums.values())
-    assert report.overall.loop_losses == pytest.approx((sum(l for l, _ in sums.values()) / total).tolist(), rel=1e-6)
-    code = [sums["python"], sums["c"]]
-    assert report.by_kind["code"].loss == pytest.approx(sum(l[-1] for l, _ in code) / sum(n for _, n in code), rel=1e-6)
+    everything = sum(losses for losses, _ in sums.values()) / total
+    assert report.overall.loop_losses == pytest.approx(everything.tolist(), rel=1e-6)
+    (python, python_tokens), (c, c_tokens) = sums["python"], sums["c"]
+    code = (python[-1] + c[-1]) / (python_tokens + c_tokens)
+    assert report.by_kind["code"].loss == pytest.approx(code, rel=1e-6)
     assert set(report.by_language) == {"Python", "C", "English"}
 
 
 def test_documents_and_bits_per_byte(corpus):
-    report = evaluate_heldout(FakeRank(0, 1, []), corpus, 4096_0 // 10, BATCH, None) if False else None
-    del report
-    engine = FakeRank(0, 1, [])
-    report = evaluate_heldout(engine, corpus, S, BATCH, None)
+    report = evaluate_heldout(FakeRank(0, 1, []), corpus, S, BATCH, None)
     split = corpus.manifest.sources[0].heldout
     python = report.by_source["python"]
     assert python.supervised_tokens == split.tokens - split.documents
@@ -109,14 +110,36 @@ def test_metrics_are_flat_numbers(corpus):
     values = evaluate_heldout(FakeRank(0, 1, []), corpus, S, BATCH, LIMIT).metrics()
     assert all(isinstance(value, int | float) for value in values.values())
     assert values["loss"] == values["loss/loop2"] == pytest.approx(values["loss/loop1"] + 1.0)
-    assert {"loss/kind/code", "loss/kind/text", "loss/language/C", "loss/source/docs", "loss/kind/code/loop1"} <= set(values)
+    assert {"loss/kind/code", "loss/kind/text", "loss/language/C", "loss/source/docs", "loss/kind/code/loop1"} <= set(
+        values
+    )
 
 
 def test_table(corpus):
     report = evaluate_heldout(FakeRank(0, 1, []), corpus, S, BATCH, LIMIT)
     lines = format_report(report, unigram_entropy=6.55, bigram_loss=4.89).splitlines()
-    assert lines[0].split() == "held-out loss, nats per token loop 1 loop 2 bits/byte tokens".split()
+    assert lines[0].split() == [
+        "held-out",
+        "loss,",
+        "nats",
+        "per",
+        "token",
+        "loop",
+        "1",
+        "loop",
+        "2",
+        "bits/byte",
+        "tokens",
+    ]
     row = next(line for line in lines if line.startswith("English"))
     assert row.split()[1:3] == [f"{value:.4f}" for value in report.by_language["English"].loop_losses]
     assert lines[-2].split()[-1] == "6.5500" and lines[-1].split()[-1] == "4.8900"
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(("wanted", "sources"), [(1, {0}), (2, {0, 2}), (3, {0, 1, 2}), (6, {0, 1, 2})])
+def test_probe_batch_is_spread_over_the_sources(corpus, wanted, sources):
+    batch = probe_batch(corpus, S, wanted)
+    assert batch.input_ids.shape == (wanted, S)
+    assert set(batch.source_ids.tolist()) == sources
+    assert (batch.labels != -100).any()

@@ -20,7 +20,9 @@ LOGITS = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
 
 
 def test_greedy_takes_the_first_of_the_best():
-    assert choose_token(torch.tensor([1.0, 3.0, 3.0]), temperature=0, top_k=None, top_p=None, generator=generator()) == 1
+    assert (
+        choose_token(torch.tensor([1.0, 3.0, 3.0]), temperature=0, top_k=None, top_p=None, generator=generator()) == 1
+    )
 
 
 def test_shares():

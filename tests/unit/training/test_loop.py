@@ -76,6 +76,7 @@ def test_resumed_run_equals_the_straight_one(tmp_path):
     first = train(resumed, stop_after_step=7)
     assert (first.step, first.tokens) == (7, 7 * TOKENS_PER_STEP)
     last = train(resumed)
+    assert (first.attempt, last.attempt) == (1, 2)
     assert losses(resumed) == losses(straight)
     assert list(losses(straight)) == list(range(1, 13))
     assert last.supervised_tokens == 12 * BATCH * (SEQUENCE_LENGTH - 1)
@@ -195,3 +196,12 @@ def test_train_records_have_every_promised_key(tmp_path):
     promised = "step tokens loss lr grad_norm tokens_per_second model_flops_per_second data_wait_seconds step_seconds"
     assert {*promised.split(), "memory_bytes", "supervised_tokens", "attempt", "kind"} <= record.keys()
     assert record["memory_bytes"] > 1 << 20 and record["tokens_per_second"] > 0
+
+
+def test_the_last_step_is_evaluated_once(tmp_path):
+    calls = []
+    hook = EvaluateHook(lambda: {"loss": float(len(calls.append(1) or calls))}, every_steps=4)
+    run = make_run(tmp_path, MetricsWriter(tmp_path / METRICS_FILE))
+    fit(run, [hook])
+    assert len(calls) == 3
+    assert (run.state.best_held_out_loss, run.state.best_step) == (1.0, 4)

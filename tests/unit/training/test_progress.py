@@ -1,9 +1,18 @@
 import io
+import logging
 
 import pytest
 
 from loopcoder_train.training import progress
-from loopcoder_train.training.progress import Eta, PlainConsole, duration, fit_width, open_console, scaled
+from loopcoder_train.training.progress import (
+    Eta,
+    PlainConsole,
+    duration,
+    fit_width,
+    logging_above,
+    open_console,
+    scaled,
+)
 
 VALUES = {"loss": 3.25, "tokens_per_second": 12345.0, "model_flops_per_second": 2.5e12, "lr": 4e-4, "grad_norm": 1.5}
 
@@ -45,7 +54,7 @@ def test_terminal_line_fits_is_redrawn_and_notes_scroll_above(clock, monkeypatch
     console.close()
     text = stream.getvalue()
     assert "step 2/10" not in text
-    drawn = [line for line in text.replace("\n", "\r").split("\r") if line.strip()]
+    drawn = [line.rstrip() for line in text.replace("\n", "\r").split("\r") if line.strip()]
     assert max(map(len, drawn)) <= 59
     assert drawn[-2:] == ["saved", drawn[1]] and text.endswith("\n")
 
@@ -70,3 +79,18 @@ def test_formats():
     assert [duration(value) for value in (9.2, 247, 11100, 183600)] == ["9s", "4m 07s", "3h 05m", "2d 03h"]
     assert fit_width(["step 1/10", "loss 3.2", "lr 1"], 21) == "step 1/10 | loss 3.2"
     assert fit_width(["step 1/10"], 4) == "step"
+
+
+def test_log_lines_scroll_above_the_live_line(clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    handler = logging.StreamHandler(stream)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    console = open_console(0, stream)
+    clock[0] = 1.0
+    console.progress(1, 10, VALUES)
+    with logging_above(console):
+        logging.getLogger("x").warning("careful")
+    live = stream.getvalue().split("\r")[1]
+    assert stream.getvalue().endswith("\rcareful\n\r" + live)
+    assert handler.stream is stream

@@ -1,0 +1,254 @@
+"""The composition root: every part of a pretraining run is made here, put together, and handed to `fit`.
+
+lock on run_dir -> process group -> corpus and token stream -> engine -> last good checkpoint -> hooks -> fit
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.loader import StreamLoader
+from data_pipeline.manifest import Corpus
+from data_pipeline.quotas import quotas_for
+from data_pipeline.stream import TokenStream
+from loopcoder_train.checkpoint import find_checkpoint
+from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
+from loopcoder_train.config.io import to_dict
+from loopcoder_train.engines.engine import Engine
+from loopcoder_train.evaluation.heldout import evaluate_heldout
+from loopcoder_train.evaluation.probe import probe_batch
+from loopcoder_train.runtime import distributed
+from loopcoder_train.runtime.determinism import seed_everything
+from loopcoder_train.runtime.device import choose_device, set_threads
+from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.runtime.logging import setup_logging
+from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.divergence_hook import DivergenceHook
+from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.log_hook import LogHook
+from loopcoder_train.training.loop import Hook, Run, fit
+from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
+from loopcoder_train.training.progress import Console, open_console
+from loopcoder_train.training.resume import RunSnapshot, restore
+from loopcoder_train.training.schedule import learning_rate
+from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
+from loopcoder_train.training.state import TrainingState
+from loopcoder_train.training.telemetry_hook import TelemetryHook
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """This worker: which one of how many, and where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def pretrain(config: RunConfig) -> None:
+    """Train as `config` says, from the last good checkpoint of its run_dir or from step 0.
+
+    Raises UserError or DataError (one line for the person who started the run) for whatever they can mend.
+    """
+    with ExitStack() as stack:
+        process = stack.enter_context(worker_process(config))
+        console = open_console(process.rank)
+        corpus = Corpus.open(config.data.corpus_dir)
+        stack.callback(corpus.close)
+        stream = build_stream(config, corpus, console)
+        engine = build_engine(config, process.device)
+        snapshot = resume(config, engine, process, console)
+        start_step = snapshot.training.step if snapshot else 0
+        if snapshot:
+            check_position(config, stream, snapshot)
+        metrics = stack.enter_context(open_metrics(config, process, snapshot))
+        loader = stack.enter_context(build_loader(config, stream, engine, start_step))
+        run = Run(
+            run_dir=Path(config.run_dir),
+            engine=engine,
+            data=loader,
+            learning_rate=partial(
+                learning_rate,
+                total_tokens=config.total_tokens,
+                optimizer=config.optimizer,
+                schedule=config.schedule,
+            ),
+            num_steps=config.training.num_steps,
+            tokens_per_step=config.tokens_per_step,
+            metrics=metrics,
+            console=console,
+            state=snapshot.training if snapshot else TrainingState(),
+            stop_after_step=config.training.stop_after_step,
+        )
+        fit(run, build_hooks(config, corpus, stream, engine, process, snapshot))
+        console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
+
+
+@contextmanager
+def worker_process(config: RunConfig) -> Iterator[Process]:
+    """Threads, logging, device, process group, and on rank 0 the lock of the run_dir."""
+    rank = distributed.rank()
+    setup_logging(rank)
+    device = choose_device(config.training.device, distributed.local_rank())
+    set_threads(config.training.num_threads, distributed.local_world_size())
+    seed_everything(config.seed, rank)
+    with ExitStack() as stack:
+        if rank == 0:
+            stack.enter_context(RunLock(config.run_dir))
+        distributed.init_process_group(device)
+        stack.callback(distributed.destroy_process_group)
+        dist.barrier()  # nobody reads or writes run_dir before rank 0 holds it
+        yield Process(rank, distributed.world_size(), device)
+
+
+def build_stream(config: RunConfig, corpus: Corpus, console: Console) -> TokenStream:
+    """The token stream of the whole run: a function of corpus, shares and seed only."""
+    manifest, data = corpus.manifest, config.data
+    if manifest.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size}: must be at least {manifest.vocab_size}, the vocabulary of "
+            f"data.corpus_dir={data.corpus_dir}"
+        )
+    plan = quotas_for(
+        manifest,
+        config.training.num_steps * config.training.global_batch_size,
+        sequence_length=data.sequence_length,
+        text_share=data.text_share,
+        shares=data.shares,
+        max_repeats=data.max_repeats,
+        shuffle_block_tokens=data.shuffle_block_tokens,
+    )
+    for note in plan.notes:
+        console.note(f"mixture: {note}")
+    return TokenStream(
+        corpus,
+        plan.mixture(),
+        data.sequence_length,
+        config.seed,
+        shuffle_block_tokens=data.shuffle_block_tokens,
+    )
+
+
+def build_engine(config: RunConfig, device: torch.device) -> Engine:
+    """The engine that `config.engine` names. Megatron is imported only when it is asked for."""
+    if config.engine is EngineKind.plain:
+        from loopcoder_train.engines.plain import PlainEngine
+
+        return PlainEngine(config, device)
+    from loopcoder_train.engines.megatron import MegatronEngine
+
+    return MegatronEngine(config, device)
+
+
+def resume(config: RunConfig, engine: Engine, process: Process, console: Console) -> RunSnapshot | None:
+    """Fill the engine from the newest good checkpoint; None, and untouched weights, when the run has none.
+
+    Raises UserError when every checkpoint that once was good is damaged: starting over would hide the loss.
+    """
+    found = find_checkpoint(Path(config.run_dir))
+    for reason in found.rejected:
+        console.note(f"WARNING: checkpoint passed over: {reason}")
+    if found.checkpoint is None:
+        if found.damaged:
+            raise UserError(
+                f"run_dir={config.run_dir}: no good checkpoint is left ({found.rejected[0]}); bring one back, or start "
+                "over with fresh=true"
+            )
+        return None
+    snapshot = restore(
+        found.checkpoint, engine, rank=process.rank, world_size=process.world_size, device=process.device
+    )
+    if found.rejected:
+        console.note(f"WARNING: falling back to the previous good checkpoint, step {snapshot.training.step}")
+    console.note(f"resuming after step {snapshot.training.step} of {config.training.num_steps}")
+    return snapshot
+
+
+def check_position(config: RunConfig, stream: TokenStream, snapshot: RunSnapshot) -> None:
+    """The saved data position belongs to this stream and to the saved step."""
+    position = stream.check_state(snapshot.stream)
+    expected = snapshot.training.step * config.training.global_batch_size
+    if position != expected:
+        raise UserError(
+            f"training.global_batch_size={config.training.global_batch_size}: step {snapshot.training.step} would "
+            f"stand at sequence {expected}, the checkpoint stands at {position}; use the batch size of the run"
+        )
+
+
+def open_metrics(config: RunConfig, process: Process, snapshot: RunSnapshot | None) -> Metrics:
+    """`metrics.jsonl` and the asked-for sinks on rank 0; nothing elsewhere."""
+    if process.rank != 0:
+        return Metrics()
+    run_dir = Path(config.run_dir)
+    sinks = open_sinks(
+        config.logging,
+        run_dir,
+        wandb_id=logger_run_ids(config, snapshot).get("wandb"),
+        resumed_step=snapshot.training.step if snapshot else 0,
+        run_config=to_dict(config),
+    )
+    previous = snapshot.training.attempt if snapshot else 0
+    writer = MetricsWriter(run_dir / METRICS_FILE, sinks=sinks, previous_attempt=previous)
+    if snapshot:
+        snapshot.training.attempt = writer.attempt
+    return writer
+
+
+def logger_run_ids(config: RunConfig, snapshot: RunSnapshot | None) -> dict[str, str]:
+    """Ids under which loggers know this run, the same over all attempts. Rank 0 only."""
+    if config.logging.wandb is WandbMode.disabled:
+        return dict(snapshot.loggers) if snapshot else {}
+    saved = snapshot.loggers.get("wandb") if snapshot else None
+    return {"wandb": stable_wandb_id(Path(config.run_dir), saved)}
+
+
+def build_loader(config: RunConfig, stream: TokenStream, engine: Engine, start_step: int) -> StreamLoader:
+    """This rank's micro-batches from `start_step` to the end of the run, read ahead by a thread."""
+    return StreamLoader(
+        stream,
+        start_step=start_step,
+        num_steps=max(0, config.training.num_steps - start_step),
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        data_parallel_rank=engine.data_parallel_rank,
+        data_parallel_size=engine.data_parallel_size,
+        prefetch_steps=config.data.prefetch_steps,
+    )
+
+
+def build_hooks(
+    config: RunConfig,
+    corpus: Corpus,
+    stream: TokenStream,
+    engine: Engine,
+    process: Process,
+    snapshot: RunSnapshot | None,
+) -> list[Hook]:
+    """What happens around a step, in order: judge, record, measure, save."""
+    data, evaluation, telemetry = config.data, config.evaluation, config.telemetry
+
+    def held_out_metrics() -> dict[str, float]:
+        report = evaluate_heldout(
+            engine, corpus, data.sequence_length, evaluation.batch_size, evaluation.max_sequences_per_source
+        )
+        return report.metrics()
+
+    return [
+        DivergenceHook(),
+        LogHook(config.model, process.device, every_steps=config.logging.every_steps),
+        EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
+        TelemetryHook(
+            probe_batch(corpus, data.sequence_length, telemetry.num_sequences), every_steps=telemetry.every_steps
+        ),
+        CheckpointHook(
+            config.checkpoint,
+            process.device,
+            stream_state=lambda step: stream.state(step * config.training.global_batch_size),
+            logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
+        ),
+    ]

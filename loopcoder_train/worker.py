@@ -1,0 +1,92 @@
+"""One process of a run: `python -m loopcoder_train.worker --config run.yaml`, started by the launcher or by torchrun.
+
+A user's error (wrong option, damaged corpus, ...) ends it with one line on stderr and exit code 2; any other with a
+traceback and exit code 1. Both are recorded in the file that torchrun names, so that the launcher can say what happened
+first. Nothing heavy is imported before the launcher is watched: a start takes seconds, and launchers die at any time.
+"""
+
+import argparse
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from data_pipeline.errors import DataError
+from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.io import read_run_config
+from loopcoder_train.config.run import RunConfig
+from loopcoder_train.runtime.parent_watch import watch_parent
+
+EXIT_USER_ERROR = 2
+LAUNCHER_PID = "LOOPCODER_LAUNCHER_PID"  # set by launch.local
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the configuration says; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loopcoder_train.worker", description="one process of a run")
+    parser.add_argument(
+        "--config", required=True, type=Path, metavar="RUN.YAML", help="written by `loopcoder pretrain`"
+    )
+    options = parser.parse_args(arguments)
+    _prepare_process()
+    try:
+        config = read_run_config(options.config)
+        check_world_size(config, _environment_int("WORLD_SIZE"))
+        from loopcoder_train.build import pretrain  # imports torch and Megatron
+
+        pretrain(config)
+    except (UserError, DataError) as error:
+        message = " ".join(str(error).split())
+        record_error(message, user_error=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def check_world_size(config: RunConfig, started: int | None) -> None:
+    """Raise UserError when not as many processes were started as the configuration lays the model over."""
+    expected = config.parallel.world_size
+    if (started or 1) != expected:
+        raise UserError(
+            f"parallel.world_size={expected}: {started or 1} process(es) were started; use `loopcoder pretrain`, or "
+            f"torchrun --nproc-per-node {expected} -m loopcoder_train.worker --config ..."
+        )
+
+
+def record_error(message: str, *, user_error: bool = False, stack: str = "") -> None:
+    """Write the error where torchrun (and launch.local) look for it, in torchrun's format; nowhere without torchrun."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    now = time.time()
+    details = {"py_callstack": stack, "timestamp": str(int(now)), "time": now, "user_error": user_error}
+    Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}), encoding="utf-8")
+
+
+def _prepare_process() -> None:
+    faulthandler.enable()  # the stack of a crash in native code goes to stderr
+    sys.excepthook = _record_and_print
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # without torchrun, outliving the shell is what nohup is for
+        watch_parent(_environment_int(LAUNCHER_PID), name=f"rank {os.environ.get('RANK', '0')}")
+
+
+def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        text = " ".join(str(error).split())
+        stack = "".join(traceback.format_exception(kind, error, trace))
+        record_error(f"{kind.__name__}: {text}" if text else kind.__name__, stack=stack)
+    sys.__excepthook__(kind, error, trace)
+
+
+def _environment_int(name: str) -> int | None:
+    value = os.environ.get(name)
+    return None if value is None else int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

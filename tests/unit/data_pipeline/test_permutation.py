@@ -1,0 +1,71 @@
+"""The order of blocks: a bijection, the same in Python and numpy, without visible structure."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.permutation import Permutation, block_permutation, permutation_key
+
+
+def make(size: int, seed: int = 0, name: str = "python", epoch: int = 0) -> Permutation:
+    return Permutation(size, permutation_key(seed, name, epoch))
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**64))
+@settings(max_examples=40, deadline=None)
+def test_it_is_a_bijection(size, seed):
+    assert sorted(make(size, seed).many(np.arange(size)).tolist()) == list(range(size))
+
+
+@given(st.integers(1, 1 << 63), st.lists(st.integers(0, (1 << 63) - 1), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_python_and_numpy_agree(size, indices):
+    permutation = make(size)
+    indices = [index % size for index in indices]
+    assert [permutation(index) for index in indices] == permutation.many(np.array(indices)).tolist()
+
+
+def test_seed_name_and_epoch_each_change_the_order():
+    orders = [
+        make(1000, *key).many(np.arange(1000)).tolist() for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))
+    ]
+    for i, first in enumerate(orders):
+        for second in orders[:i]:
+            # Two random orders of 1000 agree in about one place.
+            assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
+
+
+@pytest.mark.parametrize("size", [10_000, 65_537, 1_000_000, 4_394_531_250])
+def test_images_are_uniform_and_uncorrelated(size):
+    permutation = make(size, seed=3)
+    count = 10_000
+    images = permutation.many(np.arange(count)).astype(np.float64) / size
+    # Chi-square over 50 bins: mean 49, standard deviation 9.9. A full permutation of 10,000 is exactly uniform.
+    histogram = np.histogram(images, bins=50, range=(0, 1))[0]
+    assert ((histogram - count / 50) ** 2 / (count / 50)).sum() < 49 + 5 * 9.9
+    for lag in (1, 2, 3, 16, 256):
+        assert abs(np.corrcoef(images[:-lag], images[lag:])[0, 1]) < 5 / np.sqrt(count)
+    assert abs(np.corrcoef(images, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
+    neighbours = np.abs(np.diff(images * size)) <= 1.5
+    assert neighbours.sum() <= 12  # expected: 2 * count / size <= 2
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 12])
+def test_small_domains_reach_every_place_equally(size):
+    # Where index 0 goes over 3000 keys: each place 3000 / size times, within 6 standard deviations.
+    places = np.bincount([make(size, seed)(0) for seed in range(3000)], minlength=size)
+    expected = 3000 / size
+    assert np.abs(places - expected).max() < 6 * np.sqrt(expected)
+
+
+def test_successive_epochs_are_uncorrelated():
+    first, second = (make(20_000, epoch=epoch).many(np.arange(20_000)).astype(float) for epoch in (0, 1))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(20_000)
+
+
+def test_sizes():
+    assert block_permutation(1, 0, "a", 0)(0) == 0
+    with pytest.raises(DataError, match=r"1\.\.2\^63"):
+        make(0)
