@@ -159,9 +159,7 @@ class _Side:
             for i in over:
                 fixed[i] = caps[i]
                 del free[i]
-        rounded = (
-            _largest_remainders({i: left * weight / scale for i, weight in free.items()}, left, caps) if free else {}
-        )
+        rounded = _largest_remainders({i: left * weight / scale for i, weight in free.items()}, left) if free else {}
         for i, quota in rounded.items():
             if quota == 0:
                 self.notes.append(f"{names[i]}: its share is less than one sequence, not used")
@@ -176,14 +174,10 @@ class _Side:
         )
 
 
-def _largest_remainders(exact: dict[int, Fraction], total: int, caps: dict[int, int]) -> dict[int, int]:
-    """Integers next to `exact` that sum to `total`; no cap is passed."""
+def _largest_remainders(exact: dict[int, Fraction], total: int) -> dict[int, int]:
+    """Integers next to `exact` that sum to `total`; none passes a whole-numbered cap that its exact value keeps."""
     rounded = {i: math.floor(value) for i, value in exact.items()}
     by_remainder = sorted(exact, key=lambda i: (rounded[i] - exact[i], i))
-    missing = total - sum(rounded.values())
-    for i in by_remainder:
-        if missing and rounded[i] < caps[i] and exact[i] != rounded[i]:
-            rounded[i] += 1
-            missing -= 1
-    assert missing == 0
+    for i in by_remainder[: total - sum(rounded.values())]:
+        rounded[i] += 1
     return rounded

@@ -5,6 +5,8 @@ Hydra's grammar mean something; `--fresh` is `fresh=true`. And one restriction: 
 disk, and those that swap our configurations for others, are refused.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ FLAGS = {
     "--config-dir": True, "-cd": True,
 }  # fmt: skip
 _MULTIRUN = ("-m", "--multirun")
+_BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,13 +88,13 @@ def parse(
     return result
 
 
-def _flag(argument: str, rest: "object") -> list[str]:
+def _flag(argument: str, rest: Iterator[str]) -> list[str]:
     name = argument.partition("=")[0]
     if name not in FLAGS:
         raise UserError(f"{name}: unknown flag{did_you_mean(name, [*FLAGS, '--fresh'])}")
     if not FLAGS[name] or "=" in argument:
         return [argument]
-    value = next(rest, None)  # type: ignore[call-overload]
+    value = next(rest, None)
     if value is None:
         raise UserError(f"{name}: needs a value" + (", as in --cfg job" if name in ("--cfg", "-c") else ""))
     return [name, value]
@@ -117,7 +120,5 @@ def quote(value: str) -> str:
         return value
     if not any(character in value for character in "=,'\"[]{}() \t\\:#"):
         return value
-    # In Hydra's quoted strings a backslash escapes only quotes, and backslashes in front of one.
-    head = value.rstrip("\\")
-    tail = value[len(head) :]
-    return "'" + head.replace("\\'", "\\\\'").replace("'", "\\'") + tail * 2 + "'"
+    # In Hydra's quoted strings backslashes count as escapes only in front of a quote: each is doubled there.
+    return "'" + _BEFORE_QUOTE.sub(lambda match: match[1] * 2 + "\\'" * bool(match[2]), value) + "'"

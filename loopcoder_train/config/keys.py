@@ -21,25 +21,26 @@ def dotted_keys(schema: type) -> list[str]:
 def nearest(key: str, known: Iterable[str]) -> str | None:
     """The known name that `key` most probably meant, or None.
 
-    An option given under another group, or under none, means the one of that name; else the closest name of its own
-    group; else of any group; else the only one that has the word: `optimizer.lr` means `optimizer.peak_lr`.
+    In this order: a very close name of its own group; the same name in another group (`num_loops` means
+    `model.num_loops`); a close name of its own group; of any group; the only one that has the word, in its own group
+    or anywhere (`optimizer.lr` means `optimizer.peak_lr`).
     """
     group, _, last = key.rpartition(".")
-    by_last: dict[str, str] = {}
+    anywhere: dict[str, str] = {}
     in_group: dict[str, str] = {}
     for name in known:
         name_group, _, name_last = name.rpartition(".")
-        by_last.setdefault(name_last, name)
+        anywhere.setdefault(name_last, name)
         if name_group == group:
             in_group[name_last] = name
-    if last in by_last and by_last[last] != key:
-        return by_last[last]
-    if close := difflib.get_close_matches(last, in_group, n=1, cutoff=0.6):
-        return in_group[close[0]]
-    if close := difflib.get_close_matches(last, by_last, n=1, cutoff=0.7):
-        return by_last[close[0]]
-    containing = [name for part, name in by_last.items() if len(last) > 1 and last in part.split("_")]
-    return containing[0] if len(containing) == 1 else None
+    for names, cutoff in ((in_group, 0.75), (anywhere, 1.0), (in_group, 0.6), (anywhere, 0.7)):
+        if close := difflib.get_close_matches(last, names, n=1, cutoff=cutoff):
+            return names[close[0]]
+    for names in (in_group, anywhere):
+        having = [name for name_last, name in names.items() if last in name_last.split("_")]
+        if len(having) == 1:
+            return having[0]
+    return None
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

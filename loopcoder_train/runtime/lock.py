@@ -72,8 +72,6 @@ class RunLock:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            return None  # renamed between the two calls
         except OSError as error:
             raise UserError(
                 f"run_dir={self.run_dir}: cannot be used ({error.strerror}); give another run_dir"

@@ -37,7 +37,7 @@ def draw_loss_figure(
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda tokens, _: scaled(tokens).replace(" ", "") if tokens else "0")
+    axes.xaxis.set_major_formatter(lambda tokens, _: scaled(tokens))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

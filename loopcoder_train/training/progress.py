@@ -179,11 +179,11 @@ def fit_width(parts: list[str], width: int) -> str:
 
 
 def scaled(value: Number) -> str:
-    """Three significant digits with an SI prefix: 12345 -> `12.3 k`."""
+    """Three significant digits with an SI prefix: 12345 -> `12.3k`."""
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}"
-    return f"{value:.3g} "
+            return f"{value / size:.3g}{prefix}"
+    return f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

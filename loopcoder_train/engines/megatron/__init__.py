@@ -21,8 +21,7 @@ binds what it replaces.
 from loopcoder_train.engines.megatron.quiet import quiet_megatron
 from loopcoder_train.runtime import cpu_device
 
-cpu_device.install()
-quiet_megatron()
+quiet_megatron(on_cpu=cpu_device.install())
 
 from loopcoder_train.engines.megatron.engine import MegatronEngine
 

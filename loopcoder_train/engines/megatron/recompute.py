@@ -5,9 +5,9 @@
     selective  every matrix product and its input stay, but for one: attention's inner tensors, silu(gate) and the
                product silu(gate) * up, which down_proj needs for its weight gradient, come again
 
-torch's non-reentrant checkpoint is used, not Megatron's: gradients then flow into K1 and V1 wherever they are used, each
-parameter's gradient arrives once per backward pass whatever R is, and no random state is kept (the model draws no random
-numbers). Collectives inside a recomputed layer run again, in the same order on every rank.
+torch's non-reentrant checkpoint is used, not Megatron's: gradients then flow into K1 and V1 wherever they are used,
+each parameter's gradient arrives once per backward pass whatever R is, and no random state is kept (the model draws no
+random numbers). Collectives inside a recomputed layer run again, in the same order on every rank.
 """
 
 from collections.abc import Callable

@@ -133,6 +133,19 @@ def test_quick_verification_does_not_hash_tensors(run_dir):
         Checkpoint(checkpoint).verify(full=False)
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"), [("state.json", b'"loss": 2.1', b'"loss": 2.2'), ("index.json", b"bfloat16", b"bfloat61")]
+)
+def test_json_files_are_hashed_also_for_a_reader_who_does_not_verify(run_dir, file, old, new):
+    path = run_dir / "checkpoints/step-00000002" / file
+    changed = path.read_bytes().replace(old, new)
+    assert changed != path.read_bytes()
+    path.write_bytes(changed)
+    checkpoint = Checkpoint(path.parent)
+    with pytest.raises(CheckpointError, match=f"{file}: does not have the SHA-256"):
+        _ = checkpoint.state, checkpoint.tensor_names()
+
+
 def test_unknown_format_version_is_named(run_dir):
     folder = run_dir / "checkpoints/step-00000002"
     reseal(folder, lambda manifest: manifest.update(format_version=2))

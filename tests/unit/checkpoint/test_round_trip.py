@@ -1,5 +1,6 @@
 """What was saved in one layout is read bit for bit in any other, and wrong shards never become a checkpoint."""
 
+import json
 from itertools import chain
 from math import prod
 
@@ -31,6 +32,20 @@ def test_one_process_round_trip(tmp_path):
 def test_a_one_process_file_is_an_ordinary_safetensors_file(tmp_path):
     path = save_step(tmp_path, 7).path / "tensors-00000-of-00001.safetensors"
     assert torch.equal(load_file(path)["model/embed"], Checkpoint(path.parent).read_tensor("model/embed"))
+
+
+def test_tensors_are_aligned_in_the_file(tmp_path):
+    shards = [
+        whole("a", torch.ones(3, dtype=torch.int8)),
+        whole("b", torch.ones(2).double()),
+        whole("c", torch.ones(1)),
+    ]
+    save_on_ranks(tmp_path, 1, [shards])
+    content = (tmp_path / "checkpoints/step-00000001/tensors-00000-of-00001.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    for key, alignment in (("a", 1), ("b", 8), ("c", 4)):
+        assert (8 + size + header[key]["data_offsets"][0]) % alignment == 0, key
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,17 @@ from loopcoder_train.checkpoint import SaveFailed, checkpoints_of, find_checkpoi
 from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree")
+
+
+@pytest.fixture
+def memory_path(tmp_path):
+    """A folder in memory where there is one: SIGKILL does not care about the disk, and fsync is free there."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 def in_child(action):
@@ -50,12 +62,12 @@ def save_killed_at(run_dir, step, event_number):
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["next step", "same step again"])
-def test_sigkill_at_every_file_operation_of_a_save(tmp_path, again):
+def test_sigkill_at_every_file_operation_of_a_save(memory_path, again):
     """Not random moments but all of them: before every open, rename, removal that a save does."""
     event_number, committed_late = 0, 0
     while True:
         event_number += 1
-        run_dir = tmp_path / str(event_number)
+        run_dir = memory_path / str(event_number)
         save_step(run_dir, 1)
         save_step(run_dir, 2)
         step = 2 if again else 3
@@ -79,10 +91,10 @@ def assert_next_save_cleans_up(run_dir):
         checkpoint.verify()
 
 
-def test_killed_twice_while_saving_the_same_step_again(tmp_path):
+def test_killed_twice_while_saving_the_same_step_again(memory_path):
     """The good one was put aside, and the job that should bring it back is killed as well."""
     for first in range(1, 60, 4):
-        run_dir = tmp_path / str(first)
+        run_dir = memory_path / str(first)
         save_step(run_dir, 2)
         save_killed_at(run_dir, 2, first)
         for second in range(1, 12):
@@ -100,11 +112,11 @@ for step in range(1, 10_000):
 """
 
 
-def test_kill_9_of_a_process_at_random_moments(tmp_path):
-    log = tmp_path / "log"
+def test_kill_9_of_a_process_at_random_moments(memory_path):
+    log = memory_path / "log"
     random.seed(0)
     for attempt in range(3):
-        run_dir = tmp_path / str(attempt)
+        run_dir = memory_path / str(attempt)
         with log.open("wb") as output:
             child = subprocess.Popen([sys.executable, "-c", _SAVE_FOREVER, str(run_dir)], stdout=output)
         while not log.read_bytes().endswith(b"\n") and child.poll() is None:

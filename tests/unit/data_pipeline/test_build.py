@@ -6,17 +6,19 @@ import json
 import os
 import random
 import shutil
+from typing import ClassVar
 
 import pytest
 from omegaconf import OmegaConf
 
 from data_pipeline import build, collect
 from data_pipeline.build import BuildConfig, build_corpus
+from data_pipeline.collect import StagedDocument
 from data_pipeline.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, SeenDocuments
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import Corpus, Manifest
-from data_pipeline.overlap import window_hashes
+from data_pipeline.overlap import return_overlapping, window_hashes
 from data_pipeline.quotas import quotas_for
 from data_pipeline.show import describe
 from data_pipeline.sources import SourceConfig, SourceKind
@@ -61,7 +63,8 @@ def config_of(raw, corpus_dir, **options) -> BuildConfig:
         SourceConfig(name="prose", kind=SourceKind.jsonl, path=str(raw / "prose.jsonl")),
     ]
     defaults = {
-        "vocab_size": 400, "min_source_tokens": 200, "min_heldout_documents": 5, "shard_tokens": 2000, "block_tokens": 64,
+        "vocab_size": 400, "min_source_tokens": 200, "min_heldout_documents": 5,
+        "shard_tokens": 2000, "block_tokens": 64,
     }  # fmt: skip
     return BuildConfig(**{"corpus_dir": str(corpus_dir), "sources": sources, **defaults, **options})
 
@@ -131,7 +134,7 @@ def test_ledger_accounts_for_every_document_and_token(built):
             assert sum(row.documents for row in own) == info.documents
             assert sum(row.bytes for row in own) == info.bytes
     ledger.add("read", source="mine", num_bytes=3)
-    with pytest.raises(DataError, match="'mine': 1 documents .3 bytes. are unaccounted"):
+    with pytest.raises(DataError, match=r"'mine': 1 documents .3 bytes. are unaccounted"):
         ledger.balance()
 
 
@@ -225,7 +228,7 @@ def test_an_imported_tokenizer_is_kept(raw, built, tmp_path):
 
 def test_another_tokenizer_missing_or_damaged_files(built, tmp_path):
     folder = tmp_path / "corpus"
-    with pytest.raises(DataError, match="no corpus there .* run `loopcoder data build`"):
+    with pytest.raises(DataError, match=r"no corpus there .* run `loopcoder data build`"):
         Corpus.open(folder)
     shutil.copytree(built[0], folder)
     tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -297,6 +300,25 @@ def test_held_out_documents_that_overlap_training_go_back(raw, tmp_path):
     assert [text for text in heldout[1.0] if not text.startswith(template)] == heldout[0.3] != []
 
 
+def test_a_document_that_went_back_counts_as_training(tmp_path):
+    generator = random.Random(2)
+    half = {name: sentence(generator, 80) for name in "abcd"}
+    texts = [half["a"], f"{half['a']} {half['b']}", f"{half['b']} {half['c']}", half["d"]]  # only the first is training
+
+    class Group:
+        returned: ClassVar[list[int]] = []
+
+        def read(self, folder):
+            for number, text in enumerate(texts):
+                yield StagedDocument(text=text, name="", source="", language="C", split_hash=number)
+
+        def is_heldout(self, split_hash):
+            return split_hash > 0
+
+    return_overlapping([Group()], tmp_path, 0.3, Ledger(), lambda line: None)
+    assert Group.returned == [1, 2]
+
+
 def test_window_hashes_find_the_same_text_at_another_place():
     generator = random.Random(1)
     shared = sentence(generator, 200)
@@ -315,7 +337,8 @@ def test_the_split_takes_the_fraction_the_floor_and_at_most_a_tenth():
         hashes = [split_hash(number, seed=0) for number in range(count)]
         for value in hashes:
             rule.add(value, size)
-        return sum(value < rule.threshold() for value in hashes)
+        bound = rule.threshold()
+        return sum(value < bound for value in hashes)
 
     assert heldout(1000, 50, 0.02, 0) == 20
     assert heldout(1000, 50, 0.02, 35) == 35

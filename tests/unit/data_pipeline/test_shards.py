@@ -96,6 +96,16 @@ def test_truncated(tmp_path, size):
         read_all(path, info)
 
 
+@pytest.mark.parametrize("change", [-1, -8, 1])
+def test_a_wrong_length_is_found_on_opening(tmp_path, change):
+    path = tmp_path / "a.tokens"
+    info = write(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:change] if change < 0 else content + b"x")
+    with pytest.raises(DataError, match=f"{len(content) + change} bytes long, should be {len(content)}"):
+        ShardReader(path, info)
+
+
 def test_truncated_while_open(tmp_path):
     path = tmp_path / "a.tokens"
     info = write(path)

@@ -137,6 +137,13 @@ def test_a_line_longer_than_any_document_is_skipped_without_being_held(tmp_path)
     assert skipped == {files.TOO_LARGE: 2}
 
 
+def test_zstd_frames_one_after_the_other(tmp_path):
+    first, second = jsonl([{"text": "one"}] * 5), jsonl([{"text": "two" * 300}] * 5)
+    write(tmp_path, {"a.jsonl.zst": zstandard.compress(first) + zstandard.compress(second)})
+    documents, _ = read("jsonl", tmp_path)
+    assert [document.text[:3] for document in documents] == ["one"] * 5 + ["two"] * 5
+
+
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
 def test_a_damaged_compressed_file_is_an_error_with_its_name(tmp_path, ending):
     content = jsonl([{"text": str(number)} for number in range(3000)])
@@ -207,10 +214,12 @@ def test_source_options(options, message):
 @pytest.mark.parametrize(
     ("name", "first_line", "language"),
     [
-        ("a.py", b"", "Python"), ("A.PY", b"", "Python"), ("x/Makefile", b"", "Makefile"), ("CMakeLists.txt", b"", "CMake"),
+        ("a.py", b"", "Python"), ("A.PY", b"", "Python"), ("x/Makefile", b"", "Makefile"),
+        ("CMakeLists.txt", b"", "CMake"),
         ("a.d.ts", b"", "TypeScript"), ("a.h", b"", "C"), ("a.m", b"", "Objective-C"), (".bashrc", b"", "Shell"),
         ("run", b"#!/usr/bin/env -S python3.11 -u\n", "Python"), ("run", b"#! /bin/bash -e\n", "Shell"),
-        ("run", b"#!/usr/bin/env\n", None), ("run", b"text", None), ("a.unknown", b"#!/bin/sh", None), ("a.tar.gz", b"", None),
+        ("run", b"#!/usr/bin/env\n", None), ("run", b"text", None),
+        ("a.unknown", b"#!/bin/sh", None), ("a.tar.gz", b"", None),
     ],
 )  # fmt: skip
 def test_language_by_name_and_first_line(name, first_line, language):

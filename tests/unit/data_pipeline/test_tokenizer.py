@@ -22,11 +22,9 @@ _WORDS = [
     "漢字",
     "x1",
     "+=",
-    "!=",
     "<think>",
     "for",
     "in",
-    "range",
 ]
 
 
@@ -37,7 +35,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(iter(texts()), 400)
+    return train_tokenizer(iter(texts()), 330)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=200))
@@ -57,7 +55,7 @@ def test_round_trip_of_any_text(tokenizer, text):
         "e\u0301",
         "1234567890",
         "\x00\x7f",
-        "𝔘🙂🏽",
+        "\U0001d518🙂🏽",
         " leading",
         "trailing  ",
     ],
@@ -88,9 +86,9 @@ def test_digits_are_single(tokenizer):
 
 
 def test_training_is_deterministic(tokenizer):
-    again = train_tokenizer(iter(texts()), 400)
+    again = train_tokenizer(iter(texts()), 330)
     assert again.content_hash == tokenizer.content_hash
-    assert train_tokenizer(iter(texts()), 399).content_hash != tokenizer.content_hash
+    assert train_tokenizer(iter(texts()), 329).content_hash != tokenizer.content_hash
 
 
 def test_hash_survives_formatting_and_reading(tokenizer, tmp_path):

@@ -36,7 +36,7 @@ def test_plain_lines_thin_out_over_10000_steps(clock):
         clock[0] += 1.0
         console.progress(step, 10_000, VALUES, force=step == 10_000)
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("step 1/10000 | loss 3.2500 | 12.3 k tokens/s")
+    assert lines[0].startswith("step 1/10000 | loss 3.2500 | 12.3k tokens/s")
     assert lines[-1].startswith("step 10000/10000")
     assert 50 < len(lines) < 300
     assert isinstance(console, PlainConsole)
@@ -75,7 +75,7 @@ def test_eta():
 
 
 def test_formats():
-    assert [scaled(value) for value in (0, 999, 12345, 2.5e12)] == ["0 ", "999 ", "12.3 k", "2.5 T"]
+    assert [scaled(value) for value in (0, 999, 12345, 2.5e12)] == ["0", "999", "12.3k", "2.5T"]
     assert [duration(value) for value in (9.2, 247, 11100, 183600)] == ["9s", "4m 07s", "3h 05m", "2d 03h"]
     assert fit_width(["step 1/10", "loss 3.2", "lr 1"], 21) == "step 1/10 | loss 3.2"
     assert fit_width(["step 1/10"], 4) == "step"

@@ -1,0 +1,223 @@
+"""The comparisons: each runs on every rank of a torchrun and returns plain numbers (the worst over ranks)."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed
+
+from loopcoder_train.engines.engine import MicroBatch
+from loopcoder_train.engines.megatron import MegatronEngine, setup
+from loopcoder_train.engines.plain import PlainEngine
+from loopcoder_train.model import PLT
+from loopcoder_train.model.loss import count_supervised, token_losses
+from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
+from tests.distributed.megatron_cases import Case, without_mutation
+from tests.distributed.megatron_mutations import mistake
+from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
+
+setup.GRAD_BUCKET_SIZE = 3000  # several buckets even for a tiny model, so that overlapped reductions are several
+_CPU = torch.device("cpu")
+
+
+def check(case: Case) -> dict[str, float]:
+    """Run a case; errors by name."""
+    result = _CHECKS[case.kind](case)
+    gathered = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, result)
+    return {key: _worst([other[key] for other in gathered]) for key in result}
+
+
+def _worst(values: list[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
+
+
+def gradients(case: Case) -> dict[str, float]:
+    """Loss and the worst relative gradient error (max|difference| / max|reference| per tensor) after a few passes.
+
+    With overlapped reductions Megatron learns in the first pass which gradients to wait for: the second counts too.
+    """
+    engine = _engine(case)
+    total = case.micro_batches * engine.data_parallel_size
+    batches = micro_batches(total, case.packed)
+    for _ in range(2):
+        loss, tokens = engine.forward_backward(_mine(engine, batches))
+    reference_loss, reference = _plain_gradients(case, batches)
+    names = set()
+    worst = 0.0
+    for shard in engine.gradient_shards():
+        names.add(shard.name)
+        worst = _worst([worst, _relative(shard, reference[shard.name])])
+    assert engine.config.parallel.distributed_optimizer or names == set(reference), names ^ set(reference)
+    assert tokens == sum(int(count_supervised(batch.labels)) for batch in batches)
+    return {"loss": abs(loss - reference_loss), "gradient": worst}
+
+
+def mutation(case: Case) -> dict[str, float]:
+    """The same comparison with and without a mistake."""
+    right = gradients(without_mutation(case))
+    with mistake(case.mutation):
+        wrong = gradients(case)
+    return {"right": max(right.values()), "wrong": max(wrong.values())}
+
+
+def training(case: Case) -> dict[str, float]:
+    """Evaluation, telemetry, then three AdamW steps against the plain engine: losses, norms, weights, moments."""
+    engine, plain = _engine(case), _plain_engine(case)
+    errors = _evaluation_errors(engine, plain, case)
+    for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
+        batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed, step)
+        result = engine.train_step(_mine(engine, batches), learning_rate)
+        reference = plain.train_step(batches, learning_rate)
+        assert result.supervised_tokens == reference.supervised_tokens
+        assert reference.grad_norm > 0.5, "nothing was clipped"
+        errors["loss"] = max(errors.get("loss", 0.0), abs(result.loss - reference.loss))
+        relative = abs(result.grad_norm / reference.grad_norm - 1)
+        errors["grad_norm"] = max(errors.get("grad_norm", 0.0), relative)
+    assert engine.state_scalars() == plain.state_scalars() == {"optimizer_step": 3}
+    return errors | _state_errors(engine, plain)
+
+
+def _state_errors(engine: MegatronEngine, plain: PlainEngine) -> dict[str, float]:
+    """Weights (absolute) and Adam's moments (relative to the tensor's largest)."""
+    expected = {shard.name: shard.data for shard in plain.state_shards(loading=False)}
+    errors = {"weights": 0.0, "moments": 0.0}
+    for shard in engine.state_shards(loading=False):
+        if shard.name.startswith(MODEL_PREFIX):
+            error = float((shard.data - cut(shard, expected[shard.name])).abs().max())
+            errors["weights"] = max(errors["weights"], error)
+        else:
+            errors["moments"] = max(errors["moments"], _relative(shard, expected[shard.name]))
+    return errors
+
+
+def _evaluation_errors(engine: MegatronEngine, plain: PlainEngine, case: Case) -> dict[str, float]:
+    """Per-loop losses, also for a length that sequence parts do not divide, and telemetry."""
+    errors = {}
+    for length in (48, 31):
+        (batch,) = micro_batches(1, case.packed, step=9, length=length)
+        mine, reference = engine.token_losses(batch), plain.token_losses(batch)
+        assert mine.shape == reference.shape == (case.num_loops, *batch.labels.shape)
+        assert mine.dtype == torch.float32
+        errors[f"token_losses_{length}"] = float((mine - reference).abs().max())
+    values, reference = engine.loop_telemetry(batch), plain.loop_telemetry(batch)
+    assert values.keys() == reference.keys()
+    errors["telemetry"] = max(abs(values[key] - reference[key]) / (1 + abs(reference[key])) for key in reference)
+    return errors
+
+
+def bf16(case: Case) -> dict[str, float]:
+    """bf16 arithmetic on fp32 masters, and the plain engine's own bf16, both against the plain fp32 gradients."""
+    engine, plain = _engine(case), _plain_engine(case)
+    batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed)
+    loss, _ = engine.forward_backward(_mine(engine, batches))
+    reference_loss, reference = _plain_gradients(case, batches)
+    plain_loss = plain.train_step(batches, learning_rate=0.0).loss
+    clipped = {MODEL_PREFIX + name: tensor.grad for name, tensor in plain.master.items()}
+    scale = max(_norm(reference.values()) / _norm(clipped.values()), 1.0)  # undo the plain engine's clipping
+    masters = [shard for shard in engine.state_shards(loading=False) if shard.name.startswith(MODEL_PREFIX)]
+    assert all(shard.data.dtype == torch.float32 for shard in masters)
+    unrounded = [(s.data - cut(s, random_weight(s.name, s.global_shape))).abs().max() for s in masters]
+    return {
+        "loss": abs(loss - reference_loss),
+        "plain_loss": abs(plain_loss - reference_loss),
+        "gradient": max(_relative(shard, reference[shard.name]) for shard in engine.gradient_shards()),
+        "plain_gradient": max(
+            float((scale * clipped[MODEL_PREFIX + name] - value).abs().max() / value.abs().max())
+            for name, value in reference.items()
+        ),
+        "masters": float(max(unrounded)),
+    }
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def state(case: Case) -> dict[str, float]:
+    """Train, save, go on; load the saved state under `other_layout`, go on: the losses of both."""
+    engine = _engine(case)
+    _train(engine, case, range(3))
+    tensors, owners = _gather_state(engine)
+    assert all(bool((count == 1).all()) for count in owners.values()), "an element is saved twice or not at all"
+    scalars = engine.state_scalars()
+    expected = _train(engine, case, range(3, 6))
+    after, _ = _gather_state(engine)
+    other = MegatronEngine(run_config(case, case.other_layout), _CPU)
+    load(other.state_shards(loading=True), tensors)
+    other.load_state_scalars(scalars)
+    assert other.state_scalars() == scalars == {"optimizer_step": 3}
+    loaded, _ = _gather_state(other)
+    losses = _train(other, case, range(3, 6))
+    after_other, _ = _gather_state(other)
+    assert after.keys() == after_other.keys()
+    return {
+        "loaded": max(float((tensors[name] - loaded[name]).abs().max()) for name in tensors),
+        "loss": max(abs(a - b) for a, b in zip(expected, losses, strict=True)),
+        "tensors": max(float((after[name] - after_other[name]).abs().max()) for name in after),
+    }
+
+
+def _train(engine: MegatronEngine, case: Case, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        batches = micro_batches(2 * case.micro_batches, case.packed, step)
+        losses.append(engine.train_step(_mine(engine, batches), 1e-3).loss)
+    return losses
+
+
+def _gather_state(engine: MegatronEngine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every whole tensor, put together from what each rank owns, and how often each element was owned."""
+    boxes = [(s.name, s.global_shape, s.offsets, s.data.clone()) for s in engine.state_shards(loading=False) if s.owner]
+    gathered = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, boxes)
+    tensors, owners = {}, {}
+    for name, shape, offsets, data in (box for rank in gathered for box in rank):
+        tensor = tensors.setdefault(name, torch.full(shape, float("nan")))
+        shard = TensorShard(name, shape, offsets, data)
+        cut(shard, tensor).copy_(data)
+        cut(shard, owners.setdefault(name, torch.zeros(shape))).add_(1)
+    return tensors, owners
+
+
+def _engine(case: Case) -> MegatronEngine:
+    engine = MegatronEngine(run_config(case), _CPU)
+    randomize(engine)
+    return engine
+
+
+def _plain_engine(case: Case) -> PlainEngine:
+    plain = PlainEngine(run_config(case, "plain"), _CPU)
+    randomize(plain)
+    return plain
+
+
+def _mine(engine: MegatronEngine, batches: list[MicroBatch]) -> list[MicroBatch]:
+    """This data-parallel rank's share."""
+    share = len(batches) // engine.data_parallel_size
+    return batches[engine.data_parallel_rank * share :][:share]
+
+
+def _plain_gradients(case: Case, batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the plain fp32 model: masked sum / supervised tokens of all micro-batches."""
+    model = PLT(run_config(case, "plain").model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_weight(name, tuple(parameter.shape)))
+    supervised = sum(int(count_supervised(batch.labels)) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        losses = token_losses(model(batch.input_ids, batch.document_ids), batch.labels)
+        (losses.sum() / supervised).backward()
+        total += float(losses.detach().double().sum())
+    return total / supervised, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def _relative(shard: TensorShard, reference: Tensor) -> float:
+    """max|difference| over the shard / max|reference| over the whole tensor."""
+    if shard.data.numel() == 0:
+        return 0.0
+    return float((shard.data - cut(shard, reference)).abs().max() / reference.abs().max())
+
+
+_CHECKS = {"gradients": gradients, "mutation": mutation, "training": training, "bf16": bf16, "state": state}

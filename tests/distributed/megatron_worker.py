@@ -1,0 +1,41 @@
+"""Started by torchrun: works through the cases of its world size and writes every result to one JSON file.
+
+torchrun --nproc-per-node 2 -m tests.distributed.megatron_worker --set ci --output results.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from tests.distributed.megatron_cases import ci_cases, slow_cases
+
+
+def main() -> None:
+    """One result per case: errors by name. A failing case ends the run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--set", choices=("ci", "slow"), required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="cases whose id contains this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    from tests.distributed.megatron_checks import check  # heavy imports after the processes have met
+
+    cases = {"ci": ci_cases, "slow": slow_cases}[arguments.set]()
+    wanted = [c for c in cases if c.world_size == distributed.get_world_size() and arguments.only in c.id]
+    results = {}
+    for case in sorted(wanted, key=lambda case: case.layout):  # process groups are rebuilt when the layout changes
+        began = time.perf_counter()
+        results[case.id] = {"errors": check(case), "seconds": round(time.perf_counter() - began, 3)}
+        if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count
+            arguments.output.write_text(json.dumps(results, indent=1))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The Megatron engine = the plain model, for every layout; and every plausible mistake is felt.
+
+One torchrun per number of processes works through all cases (megatron_worker.py); each is its own test here.
+Gradient error = max|difference| / max|reference| per tensor, the worst of all tensors and ranks.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.megatron_cases import Case, ci_cases, slow_cases
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5
+# The second moment squares the gradient, and the weights of steps 2 and 3 already differ by rounding; a clip or a beta
+# that is off shows from 1e-2.
+MOMENT_TOLERANCE = 1e-4
+BF16_LOSS_TOLERANCE = 5e-3  # nats, of losses around 5: bf16 keeps 8 bits
+_TIMEOUT_SECONDS = {"ci": 840, "slow": 3600}  # the torchrun's; about 60 seconds on two free cores
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+
+
+@functools.cache
+def results(which: str, world_size: int) -> tuple[dict[str, dict], str]:
+    """Errors of every case by its id, and the end of torchrun's output."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "results.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+        command += ["-m", "tests.distributed.megatron_worker", "--set", which, "--output", str(output)]
+        run = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS[which],
+            check=False,
+        )
+        found = json.loads(output.read_text()) if output.exists() else {}
+        return found, f"exit code {run.returncode}\n{run.stderr[-6000:]}"
+
+
+def errors_of(case: Case, which: str) -> dict[str, float]:
+    """The case's errors; a test failure with torchrun's words when the run ended before it."""
+    found, output = results(which, case.world_size)
+    if case.id not in found:
+        pytest.fail(f"{case.id} has no result: {output}")
+    return found[case.id]["errors"]
+
+
+def cases_of(*kinds: str) -> list:
+    return [pytest.param(case, id=case.id) for case in ci_cases() if case.kind in kinds]
+
+
+@pytest.mark.parametrize("case", cases_of("gradients"))
+def test_loss_and_every_gradient_equal_the_plain_model(case):
+    errors = errors_of(case, "ci")
+    assert errors["loss"] <= TOLERANCE
+    assert errors["gradient"] <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3700)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in slow_cases()])
+def test_the_whole_matrix_equals_the_plain_model(case):
+    errors = errors_of(case, "slow")
+    assert errors["loss"] <= TOLERANCE
+    assert errors["gradient"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases_of("training"))
+def test_steps_evaluation_and_telemetry_equal_the_plain_engine(case):
+    errors = errors_of(case, "ci")
+    assert errors["moments"] <= MOMENT_TOLERANCE
+    assert {name: error for name, error in errors.items() if name != "moments" and not error <= TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("case", cases_of("bf16"))
+def test_bf16_strays_no_further_from_fp32_than_the_plain_engine_does(case):
+    errors = errors_of(case, "ci")
+    assert errors["masters"] == 0, "fp32 masters were rounded"
+    assert errors["loss"] <= BF16_LOSS_TOLERANCE
+    assert errors["gradient"] <= 1.5 * errors["plain_gradient"]
+
+
+@pytest.mark.parametrize("case", cases_of("state"))
+def test_saved_state_goes_on_in_the_same_and_in_another_layout(case):
+    errors = errors_of(case, "ci")
+    assert errors["loaded"] == 0
+    if case.layout == case.other_layout:
+        assert errors["loss"] == errors["tensors"] == 0
+    elif case.precision == "fp32":
+        assert errors["loss"] <= TOLERANCE
+    else:  # the layouts sum in another order and round to bf16 after it
+        assert errors["loss"] <= 1e-2
+
+
+@pytest.mark.parametrize("case", cases_of("mutation"))
+def test_a_mistake_is_felt(case):
+    errors = errors_of(case, "ci")
+    assert errors["right"] <= TOLERANCE
+    assert errors["wrong"] >= 100 * TOLERANCE

@@ -1,0 +1,113 @@
+"""Real runs: a small corpus from this repository's own files, and the `loopcoder` command in real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import BuildConfig, build_corpus
+from data_pipeline.sources import SourceConfig, SourceKind
+from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
+
+ROOT = Path(__file__).parents[2]
+LOOPCODER = str(Path(sys.executable).parent / "loopcoder")
+NUM_STEPS = 12
+OPTIONS = [
+    "model=debug",
+    "model.vocab_size=512",
+    "data.sequence_length=64",
+    "data.max_repeats=1000",
+    "data.shuffle_block_tokens=256",
+    f"training.num_steps={NUM_STEPS}",
+    "training.global_batch_size=4",
+    "training.micro_batch_size=1",
+    "optimizer.peak_lr=1e-3",
+    "checkpoint.every_steps=4",
+    "evaluation.every_steps=6",
+    "evaluation.max_sequences_per_source=2",
+    "telemetry.every_steps=6",
+]
+
+
+def make_corpus(directory: Path, seed: int = 0) -> Path:
+    """Build a corpus of this repository's Python files (code) and their paragraphs of prose (text)."""
+    text_file = directory.parent / f"{directory.name}-text.jsonl"
+    files = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    paragraphs = [part for file in files for part in file.read_text().split("\n\n") if len(part) > 200]
+    text_file.write_text("".join(json.dumps({"text": part}) + "\n" for part in paragraphs))
+    config = BuildConfig(
+        corpus_dir=str(directory),
+        sources=[
+            SourceConfig(name="own-code", kind=SourceKind.folder, path=str(ROOT / "loopcoder_train")),
+            SourceConfig(name="own-text", kind=SourceKind.jsonl, path=str(text_file)),
+        ],
+        vocab_size=512,
+        min_source_tokens=1024,
+        block_tokens=512,
+        heldout_fraction=0.05,
+        seed=seed,
+    )
+    build_corpus(config, progress=lambda line: None)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """The corpus that integration tests share; those that damage one make their own copy."""
+    return make_corpus(tmp_path_factory.mktemp("corpora") / "own")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A finished command."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: str) -> list[str]:
+    """The `loopcoder` command line."""
+    return [LOOPCODER, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """One thread per worker: runs must not compete for the two cores, and bits must not depend on them."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def loopcoder(*arguments: str, cwd: Path = ROOT, timeout: float = 240) -> Outcome:
+    """Run `loopcoder` to its end."""
+    result = subprocess.run(
+        command(*arguments), cwd=cwd, capture_output=True, text=True, env=environment(), timeout=timeout, check=False
+    )
+    return Outcome(result.returncode, result.stdout, result.stderr)
+
+
+def pretrain_arguments(run_dir: Path, corpus_dir: Path, *options: str) -> list[str]:
+    """`pretrain` of the small run; later options win."""
+    keys = {option.partition("=")[0] for option in options}
+    defaults = [option for option in OPTIONS if option.partition("=")[0] not in keys]
+    return ["pretrain", "experiment=null", *defaults, f"run_dir={run_dir}", f"data.corpus_dir={corpus_dir}", *options]
+
+
+def pretrain(run_dir: Path, corpus_dir: Path, *options: str) -> Outcome:
+    """Run the small pretraining to its end."""
+    return loopcoder(*pretrain_arguments(run_dir, corpus_dir, *options))
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """Training loss of every step; the last attempt wins."""
+    return {record["step"]: record["loss"] for record in read_metrics(run_dir / METRICS_FILE, ["train"])}
+
+
+def assert_one_line_error(outcome: Outcome, *said: str) -> None:
+    """Exit code 2, one line on stderr without a traceback, saying what it must."""
+    assert outcome.code == 2, outcome.stderr
+    lines = outcome.stderr.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in outcome.stdout + outcome.stderr, outcome.stderr
+    assert all(part in lines[0] for part in said), lines[0]

@@ -1,0 +1,95 @@
+"""Kill -9 at any moment, then the same command: the same losses bit for bit; another layout: the same tokens."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from loopcoder_train.training.metrics import METRICS_FILE
+from tests.integration.conftest import (
+    NUM_STEPS,
+    command,
+    environment,
+    losses,
+    pretrain,
+    pretrain_arguments,
+)
+
+TWO = "parallel.world_size=2"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, corpus):
+    """An uninterrupted run on two processes."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    outcome = pretrain(run_dir, corpus, TWO)
+    assert outcome.code == 0, outcome.stderr + outcome.stdout
+    return run_dir
+
+
+def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> None:
+    """Start the run and, `delay` seconds after a step was logged, SIGKILL its launcher or one of its workers."""
+    line = command(*pretrain_arguments(run_dir, corpus, TWO))
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and max(logged_steps(run_dir), default=0) < after_step:
+        time.sleep(0.005)
+    time.sleep(delay)
+    victims = [process.pid] if whom == "launcher" else workers_of(process.pid)[:1]
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+
+
+def logged_steps(run_dir) -> list[int]:
+    path = run_dir / METRICS_FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
+
+
+def workers_of(pid: int) -> list[int]:
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listing.stdout.split()]
+
+
+@pytest.mark.parametrize(("after_step", "whom"), [(2, "launcher"), (5, "worker"), (8, "launcher")])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, corpus, straight, after_step, whom):
+    run_dir = tmp_path / "run"
+    delay = random.Random(after_step).uniform(0, 0.3)
+    start_and_kill(run_dir, corpus, after_step=after_step, delay=delay, whom=whom)
+    assert max(logged_steps(run_dir)) < NUM_STEPS, "the run ended before it was killed"
+    outcome = pretrain(run_dir, corpus, TWO)
+    assert outcome.code == 0, outcome.stderr + outcome.stdout
+    assert losses(run_dir) == losses(straight)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [["parallel.world_size=1"], [TWO, "parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"]],
+    ids=["one process", "TP2 + SP"],
+)
+def test_another_layout_continues_with_the_same_tokens(tmp_path, corpus, straight, layout):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    for step in (8, NUM_STEPS):
+        shutil.rmtree(run_dir / "checkpoints" / f"step-{step:08d}")
+    (run_dir / "checkpoints" / "latest").unlink()
+    outcome = pretrain(run_dir, corpus, *layout)
+    assert outcome.code == 0, outcome.stderr + outcome.stdout
+    assert "resuming after step 4" in outcome.stdout
+    expected, actual = losses(straight), losses(run_dir)
+    assert actual.keys() == expected.keys()
+    for step in range(5, 10):  # Adam's eps of 1e-15 turns rounding into whole steps afterwards
+        assert actual[step] == pytest.approx(expected[step], rel=2e-3), step
+
+
+def test_finished_run_does_nothing_when_started_again(corpus, straight):
+    before = losses(straight)
+    outcome = pretrain(straight, corpus, TWO)
+    assert outcome.code == 0 and losses(straight) == before

@@ -1,0 +1,79 @@
+"""A folder to work in, a corpus that opens, workers that only note with which configuration they were started."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.manifest import Manifest, SourceInfo, canonical_json_hash
+from loopcoder_train.cli.main import main
+from loopcoder_train.config.io import read_run_config
+
+
+def make_corpus(directory: Path, vocab_size: int = 4096) -> Path:
+    """An empty corpus: enough for `Corpus.open`."""
+    directory.mkdir(parents=True)
+    tokenizer = b"{}"
+    (directory / "tokenizer.json").write_bytes(tokenizer)
+    Manifest(
+        sources=[SourceInfo(name="text", kind="text", language="text")],
+        tokenizer_hash=canonical_json_hash(tokenizer, directory),
+        tokenizer_file_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        vocab_size=vocab_size,
+        end_of_document_id=0,
+        dtype="uint16",
+        block_tokens=4096,
+    ).save(directory)
+    return directory
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty current folder with a corpus beside it."""
+    make_corpus(tmp_path / "corpus")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Configurations with which workers would have been started; `started.codes` are returned one after the other."""
+
+    class Started(list):
+        codes: list = []  # noqa: RUF012 - one test, one instance
+
+    runs = Started()
+
+    def run_workers(run_yaml, nproc, max_restarts, log_dir, *, threads_per_worker=None):
+        config = read_run_config(run_yaml)
+        assert nproc == config.parallel.world_size
+        assert log_dir == run_yaml.parent / "logs"
+        runs.append(config)
+        return runs.codes.pop(0) if runs.codes else 0
+
+    monkeypatch.setattr("launch.local.run_workers", run_workers)
+    return runs
+
+
+@pytest.fixture
+def loopcoder(capfd):
+    """Run the command in this process: `code, stdout, stderr = loopcoder("pretrain", ...)`."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        argv = list(sys.argv)
+        capfd.readouterr()
+        try:
+            code = main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code
+        assert sys.argv == argv
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+QUICK = ("experiment=quickstart", "model=debug", "data.corpus_dir=../corpus")

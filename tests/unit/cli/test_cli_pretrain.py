@@ -1,0 +1,153 @@
+"""Resuming, starting over, sweeps: which folder, which run.yaml, which exit code."""
+
+import os
+from pathlib import Path
+
+from loopcoder_train.config.io import read_run_config
+from loopcoder_train.runtime.lock import RunLock
+from tests.unit.cli.conftest import QUICK
+
+
+def names_of_runs():
+    return sorted(path.name for path in Path("runs").iterdir())
+
+
+def test_the_same_command_resumes(workplace, started, loopcoder):
+    for _ in range(2):
+        assert loopcoder("pretrain", *QUICK)[0] == 0
+    assert started[0] == started[1]
+    assert names_of_runs() == ["quickstart"]
+
+
+def test_exit_code_of_the_workers_is_carried_through(workplace, started, loopcoder):
+    for code in (1, 2, 130, 143):
+        started.codes = [code]
+        assert loopcoder("pretrain", *QUICK)[0] == code
+
+
+def test_other_options_are_refused_with_both_values_and_ways_out(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    before = (workplace / "runs/quickstart/run.yaml").read_bytes()
+    code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "optimizer.peak_lr=1e-3")
+    assert code == 2 and error.count("\n") == 1
+    for fragment in ("seed 0 -> 3", "optimizer.peak_lr 0.003 -> 0.001", "fresh=true", "accept_config_changes=true",
+                     "another run_dir"):  # fmt: skip
+        assert fragment in error
+    assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
+    assert len(started) == 1
+
+
+def test_layout_logging_and_intervals_may_change(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    free = (
+        "parallel.world_size=1",
+        "training.micro_batch_size=1",
+        "logging.tensorboard=true",
+        "checkpoint.every_steps=9",
+    )
+    assert loopcoder("pretrain", *QUICK, *free)[0] == 0
+    assert read_run_config("runs/quickstart/run.yaml").checkpoint.every_steps == 9
+
+
+def test_changes_can_be_accepted(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    assert loopcoder("pretrain", *QUICK, "seed=3", "accept_config_changes=true")[0] == 0
+    assert read_run_config("runs/quickstart/run.yaml").seed == 3
+
+
+def test_fresh_sets_the_old_run_aside_and_is_said_once(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    (workplace / "runs/quickstart/weights").write_text("precious")
+    code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "--fresh")
+    assert code == 0 and error.count("\n") == 1 and "runs/quickstart.old-1" in error
+    assert (workplace / "runs/quickstart.old-1/weights").read_text() == "precious"
+    assert not (workplace / "runs/quickstart/weights").exists()
+    assert loopcoder("pretrain", *QUICK, "fresh=true")[0] == 0
+    assert names_of_runs() == ["quickstart", "quickstart.old-1", "quickstart.old-2"]
+    # A worker that is restarted, or torchrun by hand, must resume instead of starting over.
+    assert [config.fresh for config in started] == [False, False, False]
+
+
+def test_fresh_without_a_run_is_an_ordinary_start(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK, "fresh=true") == (0, "", "")
+    assert names_of_runs() == ["quickstart"]
+
+
+def test_locks_are_held_as_needed(workplace, loopcoder, monkeypatch):
+    seen = {}
+
+    def run_workers(run_yaml, *_, **__):
+        seen["worker"] = RunLock(run_yaml.parent).acquire(wait_seconds=0)  # rank 0 must get it
+        seen["worker"].release()
+        try:
+            RunLock(run_yaml.parent, name="launcher").acquire(wait_seconds=0)
+        except ValueError as error:
+            seen["launcher"] = str(error)
+        return 0
+
+    monkeypatch.setattr("launch.local.run_workers", run_workers)
+    for arguments in (QUICK, (*QUICK, "fresh=true")):
+        assert loopcoder("pretrain", *arguments)[0] == 0
+        assert f"process {os.getpid()}" in seen.pop("launcher")
+
+
+def test_a_living_run_is_left_alone(workplace, started, loopcoder, monkeypatch):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    before = (workplace / "runs/quickstart/run.yaml").read_bytes()
+    monkeypatch.setattr("loopcoder_train.runtime.lock.RunLock.acquire.__defaults__", (0.2,))
+    with RunLock("runs/quickstart"):
+        for change in ("checkpoint.every_steps=3", "fresh=true"):
+            code, _, error = loopcoder("pretrain", *QUICK, change)
+            assert code == 2 and f"process {os.getpid()}" in error and "runs/quickstart" in error
+    assert names_of_runs() == ["quickstart"]
+    assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
+    assert len(started) == 1
+
+
+def test_damaged_run_yaml_is_named(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    (workplace / "runs/quickstart/run.yaml").write_text("seed: {")
+    code, _, error = loopcoder("pretrain", *QUICK)
+    assert code == 2 and "runs/quickstart/run.yaml" in error and error.count("\n") == 1
+    assert loopcoder("pretrain", *QUICK, "fresh=true")[0] == 0
+
+
+def test_sweep_gives_each_job_its_folder(workplace, started, loopcoder):
+    code, _, error = loopcoder("pretrain", "-m", *QUICK, "model.num_loops=1,2", "seed=0,1", "training.num_steps=3")
+    assert (code, error) == (0, "")
+    assert [config.run_dir for config in started] == [
+        f"runs/quickstart/model.num_loops={loops},seed={seed}" for loops in (1, 2) for seed in (0, 1)
+    ]
+    assert [(config.model.num_loops, config.seed) for config in started] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [path.name for path in workplace.iterdir()] == ["runs"]  # no multirun/ folder
+
+
+def test_sweep_over_folders_or_experiments(workplace, started, loopcoder):
+    assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/a,runs/b")[0] == 0
+    assert loopcoder("pretrain", "-m", "experiment=paper_r1,paper_r2", "seed=1", QUICK[2])[0] == 0
+    assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/c", "data.corpus_dir=../corpus,../work/../corpus")[0] == 0
+    assert [config.run_dir for config in started] == [
+        "runs/a", "runs/b",
+        "runs/paper_r1", "runs/paper_r2",
+        "runs/c/data.corpus_dir=.._corpus", "runs/c/data.corpus_dir=.._work_.._corpus",
+    ]  # fmt: skip
+
+
+def test_failed_job_does_not_stop_a_sweep_but_shows_in_its_code(workplace, started, loopcoder):
+    started.codes = [0, 1, 0]
+    code, _, error = loopcoder("pretrain", "-m", *QUICK, "seed=0,1,2")
+    assert code == 1 and len(started) == 3
+    assert error == "loopcoder: 1 of 3 runs failed: seed=1\n"
+
+
+def test_impossible_job_of_a_sweep_is_named(workplace, started, loopcoder):
+    code, _, error = loopcoder("pretrain", "-m", *QUICK, "model.num_loops=1,0,2")
+    assert code == 2 and [config.model.num_loops for config in started] == [1, 2]
+    lines = error.splitlines()
+    assert len(lines) == 2 and "model.num_loops=0: must be at least 1" in lines[0] and "1 of 3" in lines[1]
+
+
+def test_interrupted_job_ends_the_sweep(workplace, started, loopcoder):
+    started.codes = [0, 130, 0]
+    code, _, _ = loopcoder("pretrain", "-m", *QUICK, "seed=0,1,2")
+    assert code == 130 and len(started) == 2

@@ -1,0 +1,54 @@
+"""A worker that does what its --config file says: a JSON object `{"<rank>": "<what to do>"}`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from loopcoder_train.config.errors import UserError
+from loopcoder_train.worker import _prepare_process, record_error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True)
+    config = parser.parse_args().config
+    rank = os.environ["RANK"]
+    behaviour = json.loads(config.read_text()).get(rank, "end")
+    _prepare_process()
+    (config.parent / f"pid-{rank}").write_text(str(os.getpid()))
+    print(f"rank {rank} tty={sys.stdout.isatty()} threads={os.environ['OMP_NUM_THREADS']}", flush=True)
+    if behaviour == "user error":
+        record_error(f"corpus of rank {rank} is damaged", user_error=True)
+        print(f"error: corpus of rank {rank} is damaged", file=sys.stderr)
+        return 2
+    if behaviour == "exit 2":
+        return 2
+    if behaviour == "raise":
+        raise RuntimeError(f"rank {rank} is broken")
+    if behaviour == "raise user error":
+        raise UserError("nobody caught this")
+    if behaviour == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "lose partner":
+        # What a partner does when its neighbour is gone: fails a moment before the launcher looks.
+        while (config.parent / f"pid-{1 - int(rank)}").exists() and alive(config.parent / f"pid-{1 - int(rank)}"):
+            time.sleep(0.001)
+        raise ConnectionError("closed by peer")
+    if behaviour == "wait":
+        time.sleep(120)
+    return 0
+
+
+def alive(file: Path) -> bool:
+    try:
+        return Path(f"/proc/{int(file.read_text())}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, ValueError):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The launcher with real processes: exit codes, one line per failure, logs, restarts, signals, orphans, terminals."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.local import run_workers
+
+pytestmark = pytest.mark.distributed
+FAKE = "tests.unit.launch.fake_worker"
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch, capfd):
+    """`code, stdout, stderr = launch({rank: behaviour}, nproc=2, max_restarts=0)`."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def run(behaviour, nproc=2, max_restarts=0, **options):
+        capfd.readouterr()
+        code = run_workers(
+            config_file(tmp_path, behaviour), nproc, max_restarts, tmp_path / "logs", **{"module": FAKE, **options}
+        )
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def config_file(folder, behaviour):
+    file = folder / "run.yaml"
+    file.write_text(json.dumps({str(rank): what for rank, what in behaviour.items()}))
+    return file
+
+
+def test_success_shows_rank_0_and_keeps_the_rest_in_files(launch, tmp_path):
+    before = dict(os.environ), {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert launch({}) == (0, f"rank 0 tty=False threads={threads}\n", "")
+    assert (tmp_path / "logs/attempt-1/rank-1.stdout").read_text() == f"rank 1 tty=False threads={threads}\n"
+    # Nothing of it stays in this process, and a second start is a second attempt.
+    assert (dict(os.environ), {number: signal.getsignal(number) for number in before[1]}) == before
+    assert launch({}, nproc=1, threads_per_worker=3) == (0, "rank 0 tty=False threads=3\n", "")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["attempt-1", "attempt-2"]
+
+
+def test_threads_set_by_the_user_stay(launch, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "threads=7" in launch({}, nproc=1)[1]
+
+
+def test_user_error_is_one_line_code_2_and_never_restarted(launch, tmp_path):
+    code, _, error = launch({1: "user error", 0: "wait"}, max_restarts=3)
+    assert (code, error) == (2, "loopcoder: error: corpus of rank 1 is damaged\n")
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["attempt-1"]
+
+
+def test_same_user_error_on_all_ranks_is_shown_once(launch):
+    code, _, error = launch({0: "user error", 1: "user error"})
+    assert code == 2 and error.count("\n") == 1 and "is damaged" in error
+
+
+def test_user_error_explains_the_partner_that_failed_first(launch):
+    assert launch({0: "lose partner", 1: "user error"})[::2] == (2, "loopcoder: error: corpus of rank 1 is damaged\n")
+
+
+def test_exit_code_2_without_a_message_is_a_failure(launch):
+    code, _, error = launch({0: "exit 2"}, nproc=1)
+    assert code == 1 and "rank 0 failed with exit code 2" in error
+
+
+def test_killed_rank_is_named_with_its_signal_and_log(launch, tmp_path):
+    for partner in ("wait", "lose partner"):
+        code, _, error = launch({0: partner, 1: "die"})
+        assert code == 1 and error.count("\n") == 1
+        assert "rank 1 was killed by SIGKILL" in error and str(tmp_path / "logs/attempt-") in error
+
+
+def test_exception_is_one_line_and_its_traceback_is_in_the_log(launch, tmp_path):
+    code, _, error = launch({0: "wait", 1: "raise"})
+    log = tmp_path / "logs/attempt-1/rank-1.stderr"
+    assert (code, error) == (
+        1,
+        f"loopcoder: error: rank 1 failed with exit code 1 (RuntimeError: rank 1 is broken); log: {log}\n",
+    )
+    assert "Traceback" in log.read_text()
+
+
+def test_failure_is_restarted_as_often_as_asked(launch, tmp_path):
+    code, _, error = launch({0: "raise"}, nproc=1, max_restarts=2)
+    lines = error.splitlines()
+    assert code == 1 and len(lines) == 3
+    assert [line.partition("; restart ")[2] for line in lines] == ["1 of 2", "2 of 2", ""]
+    assert len(list((tmp_path / "logs").iterdir())) == 3
+
+
+def test_real_worker_carries_its_user_error_through(launch, tmp_path):
+    code, _, error = launch({0: 1}, module="loopcoder_train.worker")
+    assert code == 2 and error.startswith(f"loopcoder: error: {tmp_path}/run.yaml: ") and error.count("\n") == 1
+
+
+def start_launcher(folder, behaviour, **options):
+    program = (
+        "import sys; from pathlib import Path; from launch.local import run_workers; "
+        f"sys.exit(run_workers(Path(sys.argv[1]), 2, 0, Path(sys.argv[2]), module={FAKE!r}))"
+    )
+    command = [sys.executable, "-c", program, str(config_file(folder, behaviour)), str(folder / "logs")]
+    return subprocess.Popen(command, cwd=ROOT, **options)
+
+
+def wait_for_workers(folder, seconds=60):
+    deadline = time.monotonic() + seconds
+    files = [folder / "pid-0", folder / "pid-1"]
+    while not all(file.exists() and file.read_text() for file in files):
+        assert time.monotonic() < deadline, "workers did not start"
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in files]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until_gone(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running after {seconds} s"
+        time.sleep(0.05)
+
+
+def test_killed_launcher_leaves_no_orphans(tmp_path):
+    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"})
+    pids = wait_for_workers(tmp_path)
+    assert all(is_running(pid) for pid in pids)
+    launcher.kill()
+    launcher.wait()
+    wait_until_gone(pids, 5)
+    assert f"the launcher (process {launcher.pid}) is gone" in (tmp_path / "logs/attempt-1/rank-1.stderr").read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_to_the_launcher_stops_the_workers(tmp_path, number, code):
+    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"}, stderr=subprocess.PIPE, text=True)
+    pids = wait_for_workers(tmp_path)
+    launcher.send_signal(number)
+    _, error = launcher.communicate(timeout=20)
+    assert launcher.returncode == code
+    assert error == f"loopcoder: stopped by {number.name}\n"
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_nohup_is_respected(tmp_path):
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731 - as nohup does
+    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"}, preexec_fn=ignore, stderr=subprocess.DEVNULL)
+    pids = wait_for_workers(tmp_path)
+    launcher.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert launcher.poll() is None and all(is_running(pid) for pid in pids)
+    launcher.terminate()
+    assert launcher.wait(20) == 143
+
+
+def test_rank_0_has_the_terminal_of_the_launcher(tmp_path):
+    outer, inner = pty.openpty()
+    launcher = start_launcher(tmp_path, {}, stdout=inner)
+    os.close(inner)
+    assert launcher.wait(60) == 0
+    assert os.read(outer, 100).startswith(b"rank 0 tty=True")
+    os.close(outer)
+
+
+def test_torchrun_by_hand(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("sede: 1\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+               "loopcoder_train.worker", "--config", str(file)]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode != 0
+    assert f"error: {file}: sede: unknown option; did you mean seed?\n" in result.stderr
+    assert "Traceback" not in result.stderr.partition("ChildFailedError")[0].partition("torch/distributed")[0]
