@@ -142,22 +142,23 @@ class Failure:
 def first_failure(failures: dict[int, ProcessFailure], attempt_dir: Path) -> Failure:
     """Which of the failed workers is the cause: when one dies, the others lose it and fail too, or are stopped.
 
-    A user's error explains everything; then a death by a signal that is not our own SIGTERM; then the error recorded
-    first.
+    A user's error explains everything; then a death by a signal that is not the agent's own SIGTERM; then the error
+    recorded first.
     """
 
     def order(rank: int) -> tuple[bool, bool, bool, float, int]:
         record, code = _read_record(attempt_dir, rank), failures[rank].exitcode
-        is_user_error = code == EXIT_USER_ERROR and bool(record.get("user_error"))
         died = code < 0 and code != -signal.SIGTERM
-        return not is_user_error, not died, code == -signal.SIGTERM, record.get("time", float("inf")), rank
+        stopped = code == -signal.SIGTERM and not record
+        return not record.get("user_error"), not died, stopped, record.get("time", float("inf")), rank
 
     rank = min(failures, key=order)
     record, code = _read_record(attempt_dir, rank), failures[rank].exitcode
     log = stderr_file(attempt_dir, rank)
-    if code == EXIT_USER_ERROR and record.get("user_error"):
+    if record.get("user_error"):
         return Failure(str(record["message"]), log, user_error=True)
-    reason = f"was killed by {failures[rank].signal_name()}" if code < 0 else f"failed with exit code {code}"
+    died = code < 0 and not record  # with a record it failed by itself and was stopped while it closed
+    reason = f"was killed by {failures[rank].signal_name()}" if died else f"failed with exit code {abs(code)}"
     what = record.get("message") or _last_line(log)
     return Failure(f"rank {rank} {reason}" + (f" ({what})" if what else ""), log, user_error=False)
 

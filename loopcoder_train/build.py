@@ -27,13 +27,14 @@ from loopcoder_train.runtime.determinism import seed_everything
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
+from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.divergence_hook import DivergenceHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
-from loopcoder_train.training.progress import Console, open_console
+from loopcoder_train.training.progress import Console, logging_above, open_console
 from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
 from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
@@ -58,6 +59,7 @@ def pretrain(config: RunConfig) -> None:
     with ExitStack() as stack:
         process = stack.enter_context(worker_process(config))
         console = open_console(process.rank)
+        stack.enter_context(logging_above(console))
         corpus = Corpus.open(config.data.corpus_dir)
         stack.callback(corpus.close)
         stream = build_stream(config, corpus, console)
@@ -96,6 +98,8 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
     setup_logging(rank)
     device = choose_device(config.training.device, distributed.local_rank())
     set_threads(config.training.num_threads, distributed.local_world_size())
+    if device.type == "cpu":
+        keep_freed_memory()
     seed_everything(config.seed, rank)
     with ExitStack() as stack:
         if rank == 0:

@@ -7,19 +7,16 @@ first. Nothing heavy is imported before the launcher is watched: a start takes s
 
 import argparse
 import faulthandler
-import json
 import os
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_pipeline.errors import DataError
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import read_run_config
 from loopcoder_train.config.run import RunConfig
+from loopcoder_train.runtime.failure import USER_ERRORS, record_failure
 from loopcoder_train.runtime.parent_watch import watch_parent
 
 EXIT_USER_ERROR = 2
@@ -40,10 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from loopcoder_train.build import pretrain  # imports torch and Megatron
 
         pretrain(config)
-    except (UserError, DataError) as error:
-        message = " ".join(str(error).split())
-        record_error(message, user_error=True)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    except USER_ERRORS as error:
+        record_failure(error)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     return 0
 
@@ -58,16 +54,6 @@ def check_world_size(config: RunConfig, started: int | None) -> None:
         )
 
 
-def record_error(message: str, *, user_error: bool = False, stack: str = "") -> None:
-    """Write the error where torchrun (and launch.local) look for it, in torchrun's format; nowhere without torchrun."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    now = time.time()
-    details = {"py_callstack": stack, "timestamp": str(int(now)), "time": now, "user_error": user_error}
-    Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": details}}), encoding="utf-8")
-
-
 def _prepare_process() -> None:
     faulthandler.enable()  # the stack of a crash in native code goes to stderr
     sys.excepthook = _record_and_print
@@ -77,9 +63,7 @@ def _prepare_process() -> None:
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if not issubclass(kind, KeyboardInterrupt):
-        text = " ".join(str(error).split())
-        stack = "".join(traceback.format_exception(kind, error, trace))
-        record_error(f"{kind.__name__}: {text}" if text else kind.__name__, stack=stack)
+        record_failure(error)
     sys.__excepthook__(kind, error, trace)
 
 

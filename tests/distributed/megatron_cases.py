@@ -125,6 +125,11 @@ def state_cases() -> list[Case]:
     return [*cases, tied_query]
 
 
+def memory_cases() -> list[Case]:
+    """What each kind of recomputation keeps for the backward pass."""
+    return [Case(kind="memory", layout="single")]
+
+
 # mutation -> layouts in which it must be felt
 MUTATIONS = {
     "gate_direction_swapped": ("single", "tp2_sp"),
@@ -152,7 +157,14 @@ def mutation_cases() -> list[Case]:
 
 def ci_cases() -> list[Case]:
     """What every test run works through."""
-    return [*covering_subset(), *sequential_cases(), *training_cases(), *state_cases(), *mutation_cases()]
+    return [
+        *covering_subset(),
+        *sequential_cases(),
+        *training_cases(),
+        *state_cases(),
+        *mutation_cases(),
+        *memory_cases(),
+    ]
 
 
 def slow_cases() -> list[Case]:

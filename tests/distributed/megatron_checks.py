@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, distributed
 
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.megatron import MegatronEngine, setup
+from loopcoder_train.engines.megatron.loops import loop_outputs
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.model import PLT
 from loopcoder_train.model.loss import count_supervised, token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
+from tests.distributed.kept_memory import KeptMemory
 from tests.distributed.megatron_cases import Case, without_mutation
 from tests.distributed.megatron_mutations import mistake
 from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
@@ -158,6 +161,20 @@ def state(case: Case) -> dict[str, float]:
     }
 
 
+def memory(case: Case) -> dict[str, float]:
+    """Numbers per local row and layer that a forward pass keeps, for every kind of recomputation."""
+    kept = {}
+    for recompute in ("none", "selective", "layer"):
+        engine = _engine(replace(case, recompute=recompute))
+        (batch,) = micro_batches(1, packed=False)
+        counter = KeptMemory(list(engine.stage.parameters()))
+        with counter:
+            *_, hidden = loop_outputs(engine.stage, batch.input_ids, batch.document_ids)
+            kept[recompute] = counter.alive_bytes() / hidden.element_size()
+        kept[recompute] /= hidden.shape[0] * hidden.shape[1] * engine.config.model.num_layers
+    return kept
+
+
 def _train(engine: MegatronEngine, case: Case, steps: range) -> list[float]:
     losses = []
     for step in steps:
@@ -220,4 +237,11 @@ def _relative(shard: TensorShard, reference: Tensor) -> float:
     return float((shard.data - cut(shard, reference)).abs().max() / reference.abs().max())
 
 
-_CHECKS = {"gradients": gradients, "mutation": mutation, "training": training, "bf16": bf16, "state": state}
+_CHECKS = {
+    "gradients": gradients,
+    "mutation": mutation,
+    "training": training,
+    "bf16": bf16,
+    "state": state,
+    "memory": memory,
+}

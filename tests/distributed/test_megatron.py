@@ -107,3 +107,12 @@ def test_a_mistake_is_felt(case):
     errors = errors_of(case, "ci")
     assert errors["right"] <= TOLERANCE
     assert errors["wrong"] >= 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("case", cases_of("memory"))
+def test_recomputation_keeps_what_it_says(case):
+    kept = errors_of(case, "ci")
+    assert kept["layer"] < kept["selective"] < kept["none"]
+    # a layer's input in both loops, K1 and V1 (2 heads of 10 each, whole rows), and per pass: E, B(2), h, masks, tables
+    hidden, kv, per_pass = 32, 2 * 2 * 10, 4 * 32 + 3 * 48
+    assert kept["layer"] <= 2 * hidden + kv + per_pass / 2

@@ -154,9 +154,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, shared: SharedKV | None, step: LoopStep) -> tuple[Tensor, SharedKV]:
         """[S_local, B, d] -> [S_local, B, d], and this visit's own keys and values."""
-        if self.recompute_layer and torch.is_grad_enabled():
-            return recomputed(self._visit, x, shared, step)
-        return self._visit(x, shared, step)
+        if not (self.recompute_layer and torch.is_grad_enabled()):
+            return self._visit(x, shared, step)
+        x, own = recomputed(self._visit, x, shared, step)
+        # Copies: as views, K1 and V1 would keep the fused q, k, v alive (7B: 13312 numbers per token instead of 2048).
+        return x, SharedKV(own.key.contiguous(), own.value.contiguous())
 
     def _visit(self, x: Tensor, shared: SharedKV | None, step: LoopStep) -> tuple[Tensor, SharedKV]:
         attended, own = self.self_attn(x, self.input_layernorm(x), shared, step, self.layer_index)

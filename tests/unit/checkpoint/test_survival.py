@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loopcoder_train.checkpoint import SaveFailed, checkpoints_of, find_checkpoint
+from loopcoder_train.checkpoint import Checkpoint, SaveFailed, checkpoints_of, find_checkpoint
 from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree")
@@ -75,6 +75,9 @@ def test_sigkill_at_every_file_operation_of_a_save(memory_path, again):
         found = find_checkpoint(run_dir)
         assert found.checkpoint.step in (2, step) and not found.damaged, (event_number, found)
         assert_holds(found.checkpoint, found.checkpoint.step)
+        pruned = run_dir / "checkpoints/step-00000001"
+        if pruned.exists():  # then all of it, whatever the order in which files are deleted
+            Checkpoint(pruned).verify()
         committed_late += found.checkpoint.step == 3
         assert_next_save_cleans_up(run_dir)
         if not killed:
@@ -93,11 +96,11 @@ def assert_next_save_cleans_up(run_dir):
 
 def test_killed_twice_while_saving_the_same_step_again(memory_path):
     """The good one was put aside, and the job that should bring it back is killed as well."""
-    for first in range(1, 60, 4):
+    for first in range(1, 60, 8):
         run_dir = memory_path / str(first)
         save_step(run_dir, 2)
         save_killed_at(run_dir, 2, first)
-        for second in range(1, 12):
+        for second in range(1, 12, 2):
             save_killed_at(run_dir, 2, second)
             assert_holds(find_checkpoint(run_dir).checkpoint, 2)
 
@@ -157,6 +160,17 @@ def test_full_disk_fails_on_every_rank_and_keeps_the_last_good_one(tmp_path):
         assert "\n" not in str(outcomes[0])
         assert_only(disk, "step-00000001")
         save_step(disk, 3)  # with room again, saving goes on
+        assert_holds(find_checkpoint(disk).checkpoint, 3)
+
+
+def test_leftovers_of_a_killed_save_do_not_cost_the_next_one_its_room(tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        save_step(disk, 1)
+        stale = disk / "checkpoints/step-00000002.tmp-0123456789ab"
+        stale.mkdir()
+        with contextlib.suppress(OSError):
+            (stale / "tensors-00000-of-00001.safetensors").write_bytes(b"x" * 2**21)
+        save_step(disk, 3)
         assert_holds(find_checkpoint(disk).checkpoint, 3)
 
 

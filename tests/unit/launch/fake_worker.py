@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from loopcoder_train.config.errors import UserError
-from loopcoder_train.worker import _prepare_process, record_error
+from loopcoder_train.runtime.failure import record_failure
+from loopcoder_train.worker import _prepare_process
 
 
 def main() -> int:
@@ -22,20 +23,22 @@ def main() -> int:
     (config.parent / f"pid-{rank}").write_text(str(os.getpid()))
     print(f"rank {rank} tty={sys.stdout.isatty()} threads={os.environ['OMP_NUM_THREADS']}", flush=True)
     if behaviour == "user error":
-        record_error(f"corpus of rank {rank} is damaged", user_error=True)
-        print(f"error: corpus of rank {rank} is damaged", file=sys.stderr)
+        record_failure(UserError(f"corpus of rank {rank} is damaged"))
         return 2
+    if behaviour == "user error, slow to close":
+        record_failure(UserError(f"corpus of rank {rank} is damaged"))
+        (config.parent / f"pid-{rank}").write_text("0")  # the partner takes it for gone
+        time.sleep(120)
     if behaviour == "exit 2":
         return 2
     if behaviour == "raise":
         raise RuntimeError(f"rank {rank} is broken")
-    if behaviour == "raise user error":
-        raise UserError("nobody caught this")
     if behaviour == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "lose partner":
         # What a partner does when its neighbour is gone: fails a moment before the launcher looks.
-        while (config.parent / f"pid-{1 - int(rank)}").exists() and alive(config.parent / f"pid-{1 - int(rank)}"):
+        partner = config.parent / f"pid-{1 - int(rank)}"
+        while not (partner.exists() and partner.read_text()) or is_alive(int(partner.read_text())):
             time.sleep(0.001)
         raise ConnectionError("closed by peer")
     if behaviour == "wait":
@@ -43,10 +46,10 @@ def main() -> int:
     return 0
 
 
-def alive(file: Path) -> bool:
+def is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{int(file.read_text())}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, ValueError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
         return False
 
 

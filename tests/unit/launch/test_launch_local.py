@@ -36,6 +36,8 @@ def launch(tmp_path, monkeypatch, capfd):
 
 
 def config_file(folder, behaviour):
+    for file in folder.glob("pid-*"):
+        file.unlink()
     file = folder / "run.yaml"
     file.write_text(json.dumps({str(rank): what for rank, what in behaviour.items()}))
     return file
@@ -69,7 +71,9 @@ def test_same_user_error_on_all_ranks_is_shown_once(launch):
 
 
 def test_user_error_explains_the_partner_that_failed_first(launch):
-    assert launch({0: "lose partner", 1: "user error"})[::2] == (2, "loopcoder: error: corpus of rank 1 is damaged\n")
+    for failing in ("user error", "user error, slow to close"):
+        code, _, error = launch({0: "lose partner", 1: failing})
+        assert (code, error) == (2, "loopcoder: error: corpus of rank 1 is damaged\n")
 
 
 def test_exit_code_2_without_a_message_is_a_failure(launch):

@@ -8,6 +8,7 @@ import pytest
 
 from loopcoder_train import worker
 from loopcoder_train.config import ParallelConfig, UserError
+from loopcoder_train.runtime.failure import FailureRecorded, record_failure
 from tests.unit.config.test_config_io import make_config
 
 
@@ -25,7 +26,9 @@ def test_error_is_recorded_as_torchrun_reads_it(tmp_path, monkeypatch):
 
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    worker.record_error("what happened", user_error=True)
+    with pytest.raises(UserError), FailureRecorded():
+        raise UserError("what happened")
+    record_failure(RuntimeError("a consequence"))  # does not replace the first
     assert json.loads(file.read_text())["message"]["extraInfo"]["user_error"] is True
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
     assert "what happened" in str(failure.message) and failure.timestamp > 0

@@ -1,5 +1,6 @@
 """One writer per run_dir, whatever happens to the others."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -78,25 +79,24 @@ def test_forked_child_does_not_keep_the_lock(tmp_path):
         os.waitpid(child, 0)
 
 
-def test_who_waited_on_a_renamed_folder_does_not_believe_to_hold_the_new_one(tmp_path):
+def test_lock_of_a_renamed_folder_is_not_taken_for_the_new_one(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
     first = RunLock(run_dir).acquire()
-    outcome = []
+    flock = fcntl.flock
 
-    def wait():
-        try:
-            outcome.append(RunLock(run_dir).acquire(wait_seconds=1.5))
-        except UserError as error:
-            outcome.append(str(error))
+    def renamed_in_between(file, how):
+        # The second has opened the file; now the first moves on, and the lock of the old file becomes free.
+        monkeypatch.setattr(fcntl, "flock", flock)
+        run_dir.rename(tmp_path / "run.old-1")
+        first.move_to_new_folder()
+        flock(file, how)
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    time.sleep(0.3)
-    run_dir.rename(tmp_path / "run.old-1")
-    first.move_to_new_folder()
-    waiting.join()
-    assert "is in use by" in outcome[0]
-    assert (run_dir / ".run.lock").exists()
+    monkeypatch.setattr(fcntl, "flock", renamed_in_between)
+    with pytest.raises(UserError, match="is in use by"):
+        RunLock(run_dir).acquire(wait_seconds=0.3)
+    assert (run_dir / ".run.lock").exists() and (tmp_path / "run.old-1/.run.lock").exists()
+    first.release()
+    RunLock(run_dir).acquire(wait_seconds=0).release()
 
 
 def test_unusable_folder_is_a_user_error(tmp_path):
