@@ -25,6 +25,7 @@ from loopcoder_train.evaluation.probe import probe_batch
 from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything
 from loopcoder_train.runtime.device import choose_device, set_threads
+from loopcoder_train.runtime.failure import FailureRecorded
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
@@ -107,7 +108,8 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
         distributed.init_process_group(device)
         stack.callback(distributed.destroy_process_group)
         dist.barrier()  # nobody reads or writes run_dir before rank 0 holds it
-        yield Process(rank, distributed.world_size(), device)
+        with FailureRecorded():  # before the process group is left: the partners' lost connections are not the cause
+            yield Process(rank, distributed.world_size(), device)
 
 
 def build_stream(config: RunConfig, corpus: Corpus, console: Console) -> TokenStream:

@@ -29,6 +29,7 @@ FREE_TO_CHANGE = {
     "fresh": "a request of one attempt",
     "accept_config_changes": "a request of one attempt",
     "engine": "engines train the same model; they differ by rounding",
+    "data.corpus_dir": "where the tokens lie; a checkpoint knows their hash and refuses others",
     "data.prefetch_steps": "how far ahead the loader reads",
     "parallel": "layouts train the same model; they differ by the order of sums",
     "kernels": "kernels compute the same function; they differ by rounding",

@@ -59,7 +59,7 @@ def test_a_file_that_grew_falls_back(run_dir):
     assert_falls_back(run_dir, FILES[0])
 
 
-def test_every_flipped_byte_of_the_tensor_file_is_found_by_every_rank(run_dir):
+def test_a_flipped_byte_in_one_ranks_share_is_found_by_every_rank(run_dir):
     """Ranks share the hashing; a fault in any rank's file must reject the checkpoint on all."""
     flip_byte(run_dir / "checkpoints/step-00000002" / FILES[0], 0.7)
     for found in on_ranks(3, lambda ranks: find_checkpoint(run_dir, ranks=ranks)):

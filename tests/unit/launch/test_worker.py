@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from launch.local import error_file, first_failure
 from loopcoder_train import worker
 from loopcoder_train.config import ParallelConfig, UserError
 from loopcoder_train.runtime.failure import FailureRecorded, record_failure
@@ -42,3 +43,27 @@ def test_missing_configuration_is_one_line_and_needs_no_torch(tmp_path):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stdout == "2 False\n"
     assert result.stderr.startswith(f"error: {tmp_path}/none.yaml: cannot be read") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "records", "cause"),
+    [
+        ({0: 1, 1: 2}, {0: (10.0, False), 1: (11.0, True)}, "rank 1's error"),  # a user's error explains all
+        ({0: 1, 1: -9}, {0: (10.0, False)}, "rank 1 was killed by SIGKILL"),  # a killed rank records nothing
+        ({0: 1, 1: 1}, {0: (11.0, False), 1: (10.0, False)}, "rank 1 failed with exit code 1 (rank 1's error)"),
+        ({0: -15, 1: 1}, {}, "rank 1 failed with exit code 1"),  # rank 0 was stopped by the agent
+        ({0: -15, 1: 1}, {0: (10.0, False), 1: (11.0, False)}, "rank 0 failed"),  # stopped while it closed
+    ],
+)
+def test_the_cause_is_told_from_its_consequences(codes, records, cause, tmp_path):
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    for rank, (when, user_error) in records.items():
+        details = {"timestamp": str(int(when)), "time": when, "user_error": user_error}
+        record = {"message": {"message": f"rank {rank}'s error", "extraInfo": details}}
+        error_file(tmp_path, rank).write_text(json.dumps(record))
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file=str(error_file(tmp_path, rank)))
+        for rank, code in codes.items()
+    }
+    assert first_failure(failures, tmp_path).message.startswith(cause)
