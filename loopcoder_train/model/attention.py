@@ -82,13 +82,8 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents, window
     """torch's scaled_dot_product_attention; a mask unless it is plain causal attention over whole rows."""
     plain_causal = window_left is None and documents.ids is None
     mask = None if plain_causal else documents.additive_mask(window_left, query.dtype)
-    output = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        *_expand_heads(query, key.transpose(1, 2), value.transpose(1, 2)),
-        attn_mask=mask,
-        is_causal=plain_causal,
-    )
-    return output.transpose(1, 2)
+    key, value = _expand_heads(query, key.transpose(1, 2), value.transpose(1, 2))
+    return _softmax_attention(query.transpose(1, 2), key, value, mask).transpose(1, 2)
 
 
 def block_window(query: Tensor, key: Tensor, value: Tensor, documents: Documents, window_left: int | None) -> Tensor:
@@ -114,12 +109,21 @@ def block_window(query: Tensor, key: Tensor, value: Tensor, documents: Documents
     mask = documents.cached(
         ("blocks", window_left, query.dtype), lambda: _block_mask(documents, blocks, block, window_left, query.dtype)
     )
-    output = F.scaled_dot_product_attention(
-        cut(query).flatten(0, 1).transpose(1, 2),
-        *_expand_heads(query, with_previous(key), with_previous(value)),
-        attn_mask=mask,
-    )
+    key, value = _expand_heads(query, with_previous(key), with_previous(value))
+    output = _softmax_attention(cut(query).flatten(0, 1).transpose(1, 2), key, value, mask)
     return output.transpose(1, 2).reshape(batch, blocks * block, heads, head_dim)[:, :length]
+
+
+def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of [B, H, S, D] under an additive `mask`; causal when it is None.
+
+    In bf16 torch's fused CPU kernel takes 2-3 times as long, forward and backward, as the operators it stands for
+    (docs/benchmarks/step_time.md), so there they are written out: scores rounded to bf16, softmax in fp32.
+    """
+    if mask is None or query.device.type != "cpu" or query.dtype is not torch.bfloat16:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + mask
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def _block_mask(documents: Documents, blocks: int, block: int, window_left: int, dtype: torch.dtype) -> Tensor:

@@ -68,8 +68,7 @@ def build_gate(config: ModelConfig) -> HiddenGate | QueryGate:
 
 def blend(gate: Tensor, global_output: Tensor, local_output: Tensor) -> Tensor:
     """`g * y_global + (1 - g) * y_local` with `gate` [B, S, H] and outputs [B, S, H, D]."""
-    gate = gate[..., None]
-    return gate * global_output + (1 - gate) * local_output
+    return torch.lerp(local_output, global_output, gate[..., None])
 
 
 def gated_attention(

@@ -29,6 +29,7 @@ from loopcoder_train.engines.megatron import MegatronEngine
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.model.counts import attention_pairs, training_flops
 from loopcoder_train.runtime import distributed
+from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.training.batch import to_micro_batch
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,7 @@ def mixture_line() -> str:
 def main() -> None:
     """Measure and write the page."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every worker on a CPU does
     distributed.init_process_group(CPU)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "numpy"))
     lines = [

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from loopcoder_train.training.metrics import METRICS_FILE
+from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 from tests.integration.conftest import (
     NUM_STEPS,
     command,
@@ -31,6 +31,11 @@ def straight(tmp_path_factory, corpus):
     outcome = pretrain(run_dir, corpus, TWO)
     assert outcome.code == 0, outcome.stderr + outcome.stdout
     return run_dir
+
+
+def supervised_tokens(run_dir) -> dict[int, int]:
+    """Tokens with a label up to every step: another token stream would have others."""
+    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
 
 
 def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> None:
@@ -83,6 +88,7 @@ def test_another_layout_continues_with_the_same_tokens(tmp_path, corpus, straigh
     outcome = pretrain(run_dir, corpus, *layout)
     assert outcome.code == 0, outcome.stderr + outcome.stdout
     assert "resuming after step 4" in outcome.stdout
+    assert supervised_tokens(run_dir) == supervised_tokens(straight)
     expected, actual = losses(straight), losses(run_dir)
     assert actual.keys() == expected.keys()
     for step in range(5, 10):  # Adam's eps of 1e-15 turns rounding into whole steps afterwards
