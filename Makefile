@@ -1,6 +1,7 @@
 # make setup       a virtual environment with everything (CPU build of torch where the package index offers one)
 # make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
 # make test        the whole test suite
+# make test-parallel  every layout x R x documents x gates x presets against the plain model, some minutes
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: setup quickstart test lint bench test-gpu clean
+.PHONY: setup quickstart test lint bench test-gpu test-parallel clean
 
 setup: $(VENV)/.installed
 
@@ -23,8 +24,10 @@ $(VENV)/.installed: pyproject.toml
 quickstart: setup
 	$(BIN)/loopcoder data build
 	$(BIN)/loopcoder pretrain experiment=quickstart run_dir=$(RUN)
+	@echo "--- a sample (1.6 M tokens of training: expect shapes, not sense)"
+	$(BIN)/loopcoder generate $(RUN) prompt='def ' max_new_tokens=80 seed=1
+	@echo "--- held-out losses"
 	$(BIN)/loopcoder evaluate $(RUN)
-	$(BIN)/loopcoder generate $(RUN) 'prompt="def "' max_new_tokens=80 seed=1
 
 test: setup
 	$(BIN)/python -m pytest
@@ -36,6 +39,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
+
+test-parallel: setup
+	$(BIN)/python -m pytest -m exhaustive tests/distributed
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu

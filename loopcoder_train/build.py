@@ -23,7 +23,7 @@ from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
 from loopcoder_train.evaluation.probe import probe_batch
 from loopcoder_train.runtime import distributed
-from loopcoder_train.runtime.determinism import seed_everything
+from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.failure import FailureRecorded
 from loopcoder_train.runtime.lock import RunLock
@@ -98,6 +98,7 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
     rank = distributed.rank()
     setup_logging(rank)
     device = choose_device(config.training.device, distributed.local_rank())
+    use_deterministic_algorithms(config.training.deterministic, device.type)
     set_threads(config.training.num_threads, distributed.local_world_size())
     if device.type == "cpu":
         keep_freed_memory()

@@ -28,6 +28,9 @@ def pretrain(config: RunConfig) -> int:
     check_corpus(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
         run_yaml = prepare(config, launcher_lock)
+        if not config.launch.start_workers:
+            print(torchrun_line(config, run_yaml))
+            return 0
         from launch.local import run_workers  # imports torch
 
         return run_workers(
@@ -37,6 +40,16 @@ def pretrain(config: RunConfig) -> int:
             Path(config.run_dir) / "logs",
             threads_per_worker=config.training.num_threads,
         )
+
+
+def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
+    """What to run on every machine; names in capitals are for the user to fill in."""
+    return (
+        f"written: {run_yaml}; on every machine, with run_dir and corpus on a shared file system:\n"
+        "  torchrun --nnodes NODES --nproc-per-node PER_NODE --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 "
+        f"-m loopcoder_train.worker --config {run_yaml}\n"
+        f"where NODES x PER_NODE = parallel.world_size = {config.parallel.world_size}"
+    )
 
 
 def check_corpus(config: RunConfig) -> None:

@@ -37,6 +37,7 @@ FREE_TO_CHANGE = {
     "training.activation_checkpointing": "memory against time",
     "training.stop_after_step": "where this attempt pauses",
     "training.device": "where it computes",
+    "training.deterministic": "how sums are ordered on CUDA",
     "training.num_threads": "how it computes",
     "checkpoint": "an interval",
     "evaluation": "an interval; evaluation never touches the weights",

@@ -85,6 +85,7 @@ class LoggingConfig:
 class LaunchConfig:
     """How processes start on this machine."""
 
+    start_workers: bool = True  # false: only write run.yaml and print the torchrun line for several machines
     max_restarts: int = 0  # restarts after a crash; a user's error (exit code 2) is never restarted
 
     def __post_init__(self) -> None:

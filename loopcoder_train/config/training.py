@@ -40,6 +40,7 @@ class TrainingConfig:
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     stop_after_step: int | None = None  # save and stop here; the schedule still runs to num_steps
     device: Device = Device.auto
+    deterministic: bool = False  # CUDA: kernels that give the same bits twice, slower; the CPU's always do
     num_threads: int | None = None  # CPU threads per process; default: the machine's cores / processes on it
 
     def __post_init__(self) -> None:

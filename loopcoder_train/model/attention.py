@@ -154,6 +154,7 @@ def flash_attn(query: Tensor, key: Tensor, value: Tensor, documents: Documents, 
         longest,
         causal=True,
         window_size=(-1 if window_left is None else window_left, 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return output.view(query.shape)
 

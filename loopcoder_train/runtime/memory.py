@@ -19,4 +19,4 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "mallopt"):
         return False
     settings = ((_M_MMAP_THRESHOLD, _LARGEST), (_M_TRIM_THRESHOLD, _LARGEST), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return all([library.mallopt(parameter, value) == 1 for parameter, value in settings])
+    return all(library.mallopt(parameter, value) == 1 for parameter, value in settings)

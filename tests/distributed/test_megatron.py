@@ -66,7 +66,7 @@ def test_loss_and_every_gradient_equal_the_plain_model(case):
     assert errors["gradient"] <= TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(3700)
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in slow_cases()])
 def test_the_whole_matrix_equals_the_plain_model(case):

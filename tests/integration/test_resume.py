@@ -6,7 +6,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +22,8 @@ from tests.integration.conftest import (
     pretrain_arguments,
 )
 
+TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 TWO = "parallel.world_size=2"
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,16 @@ def test_finished_run_does_nothing_when_started_again(corpus, straight):
     before = losses(straight)
     outcome = pretrain(straight, corpus, TWO)
     assert outcome.code == 0 and losses(straight) == before
+
+
+def test_torchrun_by_hand_is_the_same_run(tmp_path, corpus, straight):
+    run_dir = tmp_path / "run"
+    written = pretrain(run_dir, corpus, TWO, "launch.start_workers=false")
+    assert written.code == 0 and not (run_dir / METRICS_FILE).exists()
+    assert "torchrun --nnodes" in written.stdout and str(run_dir / "run.yaml") in written.stdout
+    line = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "loopcoder_train.worker"]
+    result = subprocess.run(
+        [*line, "--config", str(run_dir / "run.yaml")], env=environment(), capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert losses(run_dir) == losses(straight)

@@ -28,9 +28,9 @@ def test_exit_code_of_the_workers_is_carried_through(workplace, started, loopcod
 def test_other_options_are_refused_with_both_values_and_ways_out(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK)[0] == 0
     before = (workplace / "runs/quickstart/run.yaml").read_bytes()
-    code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "optimizer.peak_lr=1e-3")
+    code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "optimizer.peak_lr=1e-3", "optimizer.beta2=0.9")
     assert code == 2 and error.count("\n") == 1
-    for fragment in ("seed 0 -> 3", "optimizer.peak_lr 0.003 -> 0.001", "fresh=true", "accept_config_changes=true",
+    for fragment in ("seed 0 -> 3", "optimizer.beta2 0.95 -> 0.9", "fresh=true", "accept_config_changes=true",
                      "another run_dir"):  # fmt: skip
         assert fragment in error
     assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before

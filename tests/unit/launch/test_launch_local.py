@@ -155,7 +155,8 @@ def test_killed_launcher_leaves_no_orphans(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_to_the_launcher_stops_the_workers(tmp_path, number, code):
-    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"}, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731 - a shell's `&` ignores SIGINT, and that stays
+    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"}, preexec_fn=listen, stderr=subprocess.PIPE, text=True)
     pids = wait_for_workers(tmp_path)
     launcher.send_signal(number)
     _, error = launcher.communicate(timeout=20)
