@@ -167,7 +167,7 @@ def ci_cases() -> list[Case]:
     ]
 
 
-def slow_cases() -> list[Case]:
+def exhaustive_cases() -> list[Case]:
     """The rest of the full matrix."""
     done = set(covering_subset())
     return [case for case in full_matrix() if case not in done]

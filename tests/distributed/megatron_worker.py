@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tests.distributed.megatron_cases import ci_cases, slow_cases
+from tests.distributed.megatron_cases import ci_cases, exhaustive_cases
 
 
 def main() -> None:
     """One result per case: errors by name. A failing case ends the run."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--set", choices=("ci", "slow"), required=True)
+    parser.add_argument("--set", choices=("ci", "exhaustive"), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", default="", help="cases whose id contains this")
     arguments = parser.parse_args()
@@ -25,7 +25,7 @@ def main() -> None:
     distributed.init_process_group("gloo")
     from tests.distributed.megatron_checks import check  # heavy imports after the processes have met
 
-    cases = {"ci": ci_cases, "slow": slow_cases}[arguments.set]()
+    cases = {"ci": ci_cases, "exhaustive": exhaustive_cases}[arguments.set]()
     wanted = [c for c in cases if c.world_size == distributed.get_world_size() and arguments.only in c.id]
     results = {}
     for case in sorted(wanted, key=lambda case: case.layout):  # process groups are rebuilt when the layout changes

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.megatron_cases import Case, ci_cases, slow_cases
+from tests.distributed.megatron_cases import Case, ci_cases, exhaustive_cases
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 # that is off shows from 1e-2.
 MOMENT_TOLERANCE = 1e-4
 BF16_LOSS_TOLERANCE = 5e-3  # nats, of losses around 5: bf16 keeps 8 bits
-_TIMEOUT_SECONDS = {"ci": 840, "slow": 3600}  # the torchrun's; about 60 seconds on two free cores
+_TIMEOUT_SECONDS = {"ci": 840, "exhaustive": 3600}  # the torchrun's; about 60 seconds on two free cores
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -68,9 +68,9 @@ def test_loss_and_every_gradient_equal_the_plain_model(case):
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3700)
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in slow_cases()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in exhaustive_cases()])
 def test_the_whole_matrix_equals_the_plain_model(case):
-    errors = errors_of(case, "slow")
+    errors = errors_of(case, "exhaustive")
     assert errors["loss"] <= TOLERANCE
     assert errors["gradient"] <= TOLERANCE
 

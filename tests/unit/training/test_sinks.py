@@ -85,7 +85,6 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(3, 2.0)]
 
 
-@pytest.mark.slow
 def test_wandb_offline_keeps_the_id_and_sends_neither_arguments_nor_code(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "--token=SECRET_ARGUMENT"])
     config = LoggingConfig(wandb=WandbMode.offline)
