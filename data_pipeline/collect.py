@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import zstandard
 
+from data_pipeline.build_config import BuildConfig
 from data_pipeline.dedup import SeenDocuments
+from data_pipeline.documents import Document, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import write_durably
 from data_pipeline.mixture import KINDS
-from data_pipeline.sources import Document, SourceConfig, read_documents, sides
+from data_pipeline.sources import read_documents, sides
 from data_pipeline.split import HeldoutRule, split_hash
-
-if TYPE_CHECKING:
-    from data_pipeline.build import BuildConfig
 
 STAGED_FILE = "staged.json"
 _PROGRESS_BYTES = 8_000_000
@@ -79,7 +78,7 @@ class StagedGroup:
 class _GroupWriter:
     """The open staging file of one group."""
 
-    def __init__(self, folder: Path, document: Document, config: "BuildConfig", stack: ExitStack) -> None:
+    def __init__(self, folder: Path, document: Document, config: BuildConfig, stack: ExitStack) -> None:
         self.kind, self.name = document.kind, document.group
         self.language = document.language if document.kind == "code" else document.group
         self.file = f"staged/{self.name}.jsonl.zst"
@@ -104,7 +103,7 @@ class _GroupWriter:
 class _Collector:
     """The state of the stage: hashes seen, bytes per side, one writer per group."""
 
-    def __init__(self, config: "BuildConfig", folder: Path, ledger: Ledger, stack: ExitStack) -> None:
+    def __init__(self, config: BuildConfig, folder: Path, ledger: Ledger, stack: ExitStack) -> None:
         self.config, self.folder, self.ledger, self.stack = config, folder, ledger, stack
         self.seen = SeenDocuments()
         self.side_bytes = dict.fromkeys(KINDS, 0)
@@ -137,7 +136,7 @@ class _Collector:
         return writer
 
 
-def collect(config: "BuildConfig", folder: Path, ledger: Ledger, progress: Callable[[str], None]) -> list[StagedGroup]:
+def collect(config: BuildConfig, folder: Path, ledger: Ledger, progress: Callable[[str], None]) -> list[StagedGroup]:
     """Stage every source in `folder`; groups sorted by side and name. Raises DataError for a bad or empty source."""
     (folder / "staged").mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

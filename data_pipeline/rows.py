@@ -10,13 +10,11 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
+from data_pipeline.documents import SourceConfig
 from data_pipeline.errors import DataError, nearest_hint
 from data_pipeline.files import TOO_LARGE, Skip
-
-if TYPE_CHECKING:
-    from data_pipeline.sources import SourceConfig
 
 Row = tuple[str, dict[str, Any]]
 _JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -25,7 +23,7 @@ _ZSTD_INPUT_BYTES = 1 << 14  # small: a chunk may decompress to a thousand times
 NOT_AN_OBJECT = "line is not a JSON object"
 
 
-def read(config: "SourceConfig", max_document_bytes: int, skip: Skip) -> Iterator[Row]:
+def read(config: SourceConfig, max_document_bytes: int, skip: Skip) -> Iterator[Row]:
     """The rows of a jsonl, parquet or huggingface source, in order of file name and row."""
     match config.kind.name:
         case "jsonl":
@@ -36,7 +34,7 @@ def read(config: "SourceConfig", max_document_bytes: int, skip: Skip) -> Iterato
             return _huggingface(config)
 
 
-def _files(config: "SourceConfig", endings: tuple[str, ...]) -> list[tuple[str, Path]]:
+def _files(config: SourceConfig, endings: tuple[str, ...]) -> list[tuple[str, Path]]:
     root = Path(config.path)
     if root.is_file():
         return [(root.name, root)]
@@ -48,7 +46,7 @@ def _files(config: "SourceConfig", endings: tuple[str, ...]) -> list[tuple[str, 
     return [(path.relative_to(root).as_posix(), path) for path in found]
 
 
-def _jsonl(config: "SourceConfig", max_document_bytes: int, skip: Skip) -> Iterator[Row]:
+def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip) -> Iterator[Row]:
     import zstandard
 
     # A character takes at most 6 bytes in JSON (\u00e9); the rest is room for the other columns.
@@ -134,7 +132,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(config: "SourceConfig") -> Iterator[Row]:
+def _parquet(config: SourceConfig) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -159,7 +157,7 @@ def _check_columns(where: object, wanted: list[str], present: list[str]) -> None
             raise DataError(f"{where}: no column {field!r}{nearest_hint(field, present)}")
 
 
-def _huggingface(config: "SourceConfig") -> Iterator[Row]:
+def _huggingface(config: SourceConfig) -> Iterator[Row]:
     import datasets
 
     wanted = [field for field in (config.text_field, config.language_field, config.name_field) if field]
@@ -179,7 +177,7 @@ def _huggingface(config: "SourceConfig") -> Iterator[Row]:
         ) from error
 
 
-def _load(config: "SourceConfig") -> Any:
+def _load(config: SourceConfig) -> Any:
     import datasets
 
     path = Path(config.path)

@@ -6,89 +6,17 @@ unknown language. A language comes from `language`, else from the row's `languag
 order is fixed, and spread: files are ordered by a hash of their names, so a source that is cut is a sample.
 """
 
-import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline import languages
+from data_pipeline.documents import Document, RawText, SourceConfig, SourceKind
 from data_pipeline.errors import DataError
 from data_pipeline.files import Skip, encode_checked, list_files, read_text, spread_key
 from data_pipeline.ledger import Ledger
 
 UNKNOWN_LANGUAGE = "unknown language"
 PLAIN_TEXT = "Text"
-
-
-class SourceKind(enum.Enum):
-    """What a source is made of."""
-
-    folder = "folder"
-    jsonl = "jsonl"
-    parquet = "parquet"
-    huggingface = "huggingface"
-    environment_code = "environment_code"
-    environment_text = "environment_text"
-
-
-_NEEDS_PATH = (SourceKind.folder, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
-
-
-@dataclass(kw_only=True, slots=True)
-class SourceConfig:
-    """One source of a build.
-
-    name: for the ledger, and the name of its text in the mixture. path: a folder; for jsonl and parquet a file or a
-    folder of them (.jsonl, .jsonl.gz, .jsonl.zst, .parquet); for huggingface `owner/name`, `owner/name:subset` or the
-    folder of `save_to_disk`. text_field, language_field, name_field: columns of a row (name_field holds its file
-    name; empty: none). split: of a Hugging Face dataset. language: of everything in the source (empty: by field or
-    file name; rows without either are plain text). max_bytes: stop after so many bytes of text (None: read all).
-    """
-
-    name: str
-    kind: SourceKind
-    path: str = ""
-    text_field: str = "text"
-    split: str = "train"
-    language: str = ""
-    language_field: str = ""
-    name_field: str = ""
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        option = f"source {self.name!r}"
-        if not self.name or languages.slug(self.name) != self.name:
-            raise DataError(f"{option}: name must be lower-case letters and digits, joined by '-'")
-        if self.kind in _NEEDS_PATH and not self.path:
-            raise DataError(f"{option}: kind {self.kind.name} needs a path")
-        if self.language:
-            self.language = languages.require_language(self.language, f"{option}: language")
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise DataError(f"{option}: max_bytes={self.max_bytes}; must be >= 1, or null for no limit")
-
-
-@dataclass(kw_only=True, slots=True)
-class Document:
-    """One text with where it is from. group: the source of the manifest that it goes to, unless that is too small."""
-
-    text: str
-    source: str
-    name: str
-    language: str
-    kind: str
-    group: str
-    num_bytes: int
-
-
-@dataclass(kw_only=True, slots=True)
-class RawText:
-    """What a reader of rows or files yields: text, its name, its language (already known to the table) and bytes."""
-
-    text: str
-    name: str
-    language: str
-    num_bytes: int
-    group: str = ""
 
 
 def sides(config: SourceConfig) -> set[str]:

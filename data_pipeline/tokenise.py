@@ -9,19 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_pipeline.build_config import BuildConfig
 from data_pipeline.collect import StagedDocument, StagedGroup
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import SPLITS, SourceInfo, SplitInfo
 from data_pipeline.mixture import KINDS
 from data_pipeline.shards import ShardInfo, ShardWriter, token_dtype
 from data_pipeline.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from data_pipeline.build import BuildConfig
 
 _BATCH_DOCUMENTS, _BATCH_BYTES = 512, 2_000_000
 # No tokenizer makes fewer tokens than this of real text: a larger group needs no counting.
@@ -136,7 +133,7 @@ class SplitWriter:
 
 
 def write_source(
-    source: PlannedSource, folder: Path, tokenizer: Tokenizer, config: "BuildConfig", ledger: Ledger, meter: "Meter"
+    source: PlannedSource, folder: Path, tokenizer: Tokenizer, config: BuildConfig, ledger: Ledger, meter: "Meter"
 ) -> SourceInfo:
     """Encode one source into its shards below `folder`."""
     writers = {

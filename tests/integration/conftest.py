@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import BuildConfig, build_corpus
-from data_pipeline.sources import SourceConfig, SourceKind
+from data_pipeline.build import build_corpus
+from data_pipeline.build_config import BuildConfig
+from data_pipeline.documents import SourceConfig, SourceKind
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,69 @@
+"""What a corpus is made of: the options of `loopcoder data build` and their rules."""
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipeline.documents import SourceConfig
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizer import END_OF_DOCUMENT, MIN_VOCAB_SIZE
+
+# Where a corpus lies and whether it may be replaced does not change what is in it.
+_NOT_CONTENT = ("corpus_dir", "overwrite")
+
+
+@dataclass(kw_only=True, slots=True)
+class BuildConfig:
+    """What a corpus is made of. Sizes in bytes, tokens or documents, as the names say."""
+
+    corpus_dir: str
+    sources: list[SourceConfig] = field(default_factory=list)
+    vocab_size: int = 4096
+    tokenizer_path: str = ""  # an existing tokenizer.json; empty: train one of vocab_size
+    end_of_document_token: str = END_OF_DOCUMENT  # of that tokenizer
+    tokenizer_sample_bytes: int = 8_000_000
+    max_document_bytes: int = 1_000_000
+    max_bytes_per_side: int | None = None
+    heldout_fraction: float = 0.01  # of the bytes of each language or text collection
+    min_heldout_documents: int = 8  # of each; never more than a tenth of it
+    max_heldout_overlap: float = 0.3  # share of a held-out document that training may contain
+    min_source_tokens: int = 65_536  # smaller languages are grouped as code-other
+    block_tokens: int = 4096  # one checksum each
+    shard_tokens: int = 1 << 27
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.corpus_dir:
+            raise DataError("corpus_dir: is empty; name the folder of the corpus")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"sources: the name {repeated!r} appears twice; names must differ")
+        if not self.tokenizer_path and self.vocab_size < MIN_VOCAB_SIZE:
+            raise DataError(f"vocab_size={self.vocab_size}: must be >= {MIN_VOCAB_SIZE} (bytes and sentinels)")
+        if not 0 <= self.heldout_fraction <= 0.1:
+            raise DataError(f"heldout_fraction={self.heldout_fraction}: must be between 0 and 0.1")
+        if not 0 <= self.max_heldout_overlap <= 1:
+            raise DataError(f"max_heldout_overlap={self.max_heldout_overlap}: must be between 0 and 1")
+        for option, least in _LEAST.items():
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise DataError(f"{option}={value}: must be >= {least}")
+
+
+_LEAST = {
+    "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1, "min_heldout_documents": 0,
+    "min_source_tokens": 0, "block_tokens": 1, "shard_tokens": 1,
+}  # fmt: skip
+
+
+def content_config(config: BuildConfig) -> dict[str, Any]:
+    """The options that decide what a corpus holds, as JSON values."""
+
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value.name if isinstance(value, enum.Enum) else value for key, value in items}
+
+    content = dataclasses.asdict(config, dict_factory=plain)
+    return {key: value for key, value in content.items() if key not in _NOT_CONTENT}
