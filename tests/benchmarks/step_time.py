@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
@@ -27,7 +28,9 @@ from loopcoder_train.config import DataConfig, EngineKind, ModelConfig, Precisio
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.megatron import MegatronEngine
 from loopcoder_train.engines.plain import PlainEngine
+from loopcoder_train.model import attention
 from loopcoder_train.model.counts import attention_pairs, training_flops
+from loopcoder_train.model.documents import Documents
 from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.training.batch import to_micro_batch
@@ -111,12 +114,62 @@ def engine_rows() -> list[str]:
 
 
 def _row(name: str, precision: Precision, bound: str, first: Callable, second: Callable) -> str:
-    a, b = in_turn(first, second)
+    return _format(name, precision, bound, *in_turn(first, second))
+
+
+def _format(name: str, precision: Precision, bound: str, a: list[float], b: list[float]) -> str:
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     milliseconds = f"{1e3 * statistics.median(a):.0f}, {1e3 * statistics.median(b):.0f}"
     line = f"| {name} | {precision.value} | {milliseconds} | {spread(ratios)} | {bound} |"
     print(line, flush=True)
     return line
+
+
+def attention_row() -> str:
+    """The bf16 attention that CPUs use, against torch's fused kernel, forward and backward."""
+    shape = (8, 4, 256, 32)
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16).requires_grad_() for _ in range(3))
+    ids = packed_batch().document_ids
+    mask = Documents.of(ids, ids).additive_mask(None, torch.bfloat16)
+    upstream = torch.randn(shape, dtype=torch.bfloat16)
+
+    def written_out() -> None:
+        attention._softmax_attention(query, key, value, mask).backward(upstream)
+
+    def fused() -> None:
+        F.scaled_dot_product_attention(query, key, value, attn_mask=mask).backward(upstream)
+
+    return _row("attention written out / fused, 8 x 4 x 256 x 32", Precision.bf16, "-", written_out, fused)
+
+
+MEMORY_PROGRAM = """
+import sys, time, torch
+from tests.benchmarks.step_time import CPU, packed_batch, run_config
+from loopcoder_train.config import Precision
+from loopcoder_train.engines.plain import PlainEngine
+from loopcoder_train.runtime.memory import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+engine, batch = PlainEngine(run_config(2, Precision.bf16), CPU), packed_batch()
+for _ in range(3):
+    engine.train_step([batch], 1e-4)
+started = time.perf_counter()
+for _ in range(8):
+    engine.train_step([batch], 1e-4)
+print((time.perf_counter() - started) / 8)
+"""
+
+
+def memory_row() -> str:
+    """Freed memory kept, against given back to the kernel; fresh processes in turn."""
+
+    def seconds(what: str) -> float:
+        command = [sys.executable, "-c", MEMORY_PROGRAM, what]
+        return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    kept, given_back = zip(*[(seconds("keep"), seconds("give back")) for _ in range(4)], strict=True)
+    return _format("freed memory kept / given back, plain R = 2", Precision.bf16, "-", list(kept), list(given_back))
 
 
 def data_wait_line(corpus_dir: Path) -> str:
@@ -187,6 +240,8 @@ def main() -> None:
         "steps of A and B in turn in one process. Nothing here was run on a GPU.",
         "",
         *engine_rows(),
+        attention_row(),
+        memory_row(),
         "",
         data_wait_line(ROOT / "corpora" / "default"),
         "",
