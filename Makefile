@@ -1,6 +1,6 @@
 # make setup       a virtual environment with everything (CPU build of torch where the package index offers one)
 # make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
-# make test        the whole test suite
+# make test        the test suite; test-parallel has the rest
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, some minutes
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/

@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
-from data_pipeline.quotas import quotas_for
+from data_pipeline.quotas import QuotaPlan
 from data_pipeline.stream import TokenStream
-from loopcoder_train.checkpoint import find_checkpoint
+from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
+from loopcoder_train.config.compare import refuse_changes, result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
@@ -35,6 +36,7 @@ from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
+from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
 from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
@@ -63,12 +65,16 @@ def pretrain(config: RunConfig) -> None:
         stack.enter_context(logging_above(console))
         corpus = Corpus.open(config.data.corpus_dir)
         stack.callback(corpus.close)
-        stream = build_stream(config, corpus, console)
+        plan = plan_mixture(config, corpus.manifest)
+        stream = build_stream(config, corpus, plan)
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
         start_step = snapshot.training.step if snapshot else 0
         if snapshot:
             check_position(config, stream, snapshot)
+        else:
+            for note in plan.notes:
+                console.note(f"mixture: {note}")
         metrics = stack.enter_context(open_metrics(config, process, snapshot))
         loader = stack.enter_context(build_loader(config, stream, engine, start_step))
         run = Run(
@@ -88,6 +94,8 @@ def pretrain(config: RunConfig) -> None:
             state=snapshot.training if snapshot else TrainingState(),
             stop_after_step=config.training.stop_after_step,
         )
+        if start_step >= run.last_step:
+            console.note(f"nothing left to do: training.num_steps or stop_after_step is {run.last_step}")
         fit(run, build_hooks(config, corpus, stream, engine, process, snapshot))
         console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
 
@@ -107,37 +115,21 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
         if rank == 0:
             stack.enter_context(RunLock(config.run_dir))
         distributed.init_process_group(device)
-        stack.callback(distributed.destroy_process_group)
         dist.barrier()  # nobody reads or writes run_dir before rank 0 holds it
         with FailureRecorded():  # before the process group is left: the partners' lost connections are not the cause
             yield Process(rank, distributed.world_size(), device)
+        # After an error nobody waits for partners: leaving the group may need them, and they may hang in a collective.
+        distributed.destroy_process_group()
 
 
-def build_stream(config: RunConfig, corpus: Corpus, console: Console) -> TokenStream:
+def build_stream(config: RunConfig, corpus: Corpus, plan: QuotaPlan) -> TokenStream:
     """The token stream of the whole run: a function of corpus, shares and seed only."""
-    manifest, data = corpus.manifest, config.data
-    if manifest.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size}: must be at least {manifest.vocab_size}, the vocabulary of "
-            f"data.corpus_dir={data.corpus_dir}"
-        )
-    plan = quotas_for(
-        manifest,
-        config.training.num_steps * config.training.global_batch_size,
-        sequence_length=data.sequence_length,
-        text_share=data.text_share,
-        shares=data.shares,
-        max_repeats=data.max_repeats,
-        shuffle_block_tokens=data.shuffle_block_tokens,
-    )
-    for note in plan.notes:
-        console.note(f"mixture: {note}")
     return TokenStream(
         corpus,
         plan.mixture(),
-        data.sequence_length,
+        config.data.sequence_length,
         config.seed,
-        shuffle_block_tokens=data.shuffle_block_tokens,
+        shuffle_block_tokens=config.data.shuffle_block_tokens,
     )
 
 
@@ -167,13 +159,38 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
                 "over with fresh=true"
             )
         return None
+    check_options(config, RunSnapshot.from_json(found.checkpoint.state))
     snapshot = restore(
         found.checkpoint, engine, rank=process.rank, world_size=process.world_size, device=process.device
     )
     if found.rejected:
         console.note(f"WARNING: falling back to the previous good checkpoint, step {snapshot.training.step}")
+        leave_abandoned_future(config, snapshot.training.step, process, console)
     console.note(f"resuming after step {snapshot.training.step} of {config.training.num_steps}")
     return snapshot
+
+
+def check_options(config: RunConfig, snapshot: RunSnapshot) -> None:
+    """The options that change the result are those of the checkpoint, or their change was accepted.
+
+    The launcher compares configurations too, but a worker may be started by hand with an edited run.yaml.
+    """
+    own = result_options(config)
+    keys = [key for key in {**snapshot.options, **own} if snapshot.options.get(key) != own.get(key)]
+    changes = [(key, snapshot.options.get(key), own.get(key)) for key in keys]
+    refuse_changes(f"run_dir={config.run_dir}", changes, accepted=config.accept_config_changes)
+
+
+def leave_abandoned_future(config: RunConfig, step: int, process: Process, console: Console) -> None:
+    """Move checkpoints newer than `step` aside: a later start must not jump back onto a history that was left."""
+    if process.rank == 0:
+        try:
+            aside = set_aside(Path(config.run_dir), after_step=step)
+        except OSError as error:
+            raise UserError(f"run_dir={config.run_dir}: checkpoints cannot be moved ({error.strerror})") from error
+        if aside is not None:
+            console.note(f"newer checkpoints were moved to {aside}")
+    dist.barrier()
 
 
 def check_position(config: RunConfig, stream: TokenStream, snapshot: RunSnapshot) -> None:
@@ -256,6 +273,7 @@ def build_hooks(
             config.checkpoint,
             process.device,
             stream_state=lambda step: stream.state(step * config.training.global_batch_size),
+            options=result_options(config),
             logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
         ),
     ]

@@ -16,6 +16,7 @@ from types import TracebackType
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import read_run_config
 from loopcoder_train.config.run import RunConfig
+from loopcoder_train.config.training import Device
 from loopcoder_train.runtime.failure import USER_ERRORS, record_failure
 from loopcoder_train.runtime.parent_watch import watch_parent
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_run_config(options.config)
         check_world_size(config, _environment_int("WORLD_SIZE"))
+        _prepare_cuda(config)
         from loopcoder_train.build import pretrain  # imports torch and Megatron
 
         pretrain(config)
@@ -65,6 +67,15 @@ def _record_and_print(kind: type[BaseException], error: BaseException, trace: Tr
     if not issubclass(kind, KeyboardInterrupt):
         record_failure(error)
     sys.__excepthook__(kind, error, trace)
+
+
+def _prepare_cuda(config: RunConfig) -> None:
+    """What CUDA reads from the environment when torch is imported."""
+    if config.training.device is Device.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Megatron allocates on any CUDA device that it finds
+    if config.parallel.tensor_parallel_size > 1:
+        # One hardware queue: Megatron's collectives start before the matrix products that hide them.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def _environment_int(name: str) -> int | None:

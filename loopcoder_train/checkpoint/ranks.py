@@ -1,8 +1,21 @@
 """The processes that save or load together, and how they tell each other what happened."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+
+TIMEOUT = timedelta(hours=3)  # of one file of one rank: a collective that waits longer ends the process
+_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """The gloo group beside the job's default group, made once for each default group."""
+    default = dist.group.WORLD
+    if default not in _groups:
+        _groups.clear()  # of a job that ended in this process before
+        _groups[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _groups[default]
 
 
 class Ranks:
@@ -19,9 +32,13 @@ class Ranks:
 
     @classmethod
     def current(cls) -> "Ranks":
-        """All processes of the job, or this process alone where torch.distributed is not running."""
+        """All processes of the job, or this process alone where torch.distributed is not running.
+
+        They talk over a gloo group of their own, made by the first call: one rank may write for many minutes while the
+        others wait, which the training group's time-out takes for a hang.
+        """
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
+            return cls(dist.get_rank(), dist.get_world_size(), _patient_group())
         return cls.alone()
 
     @classmethod

@@ -36,9 +36,9 @@ class Arguments:
 
     def open_keys(self, free_form: list[str]) -> None:
         """Let options below dictionaries be set like any other: Hydra wants `++` in front of new keys."""
+        starts = tuple(f"{key}{end}" for key in free_form for end in ".=")
         self.overrides = [
-            f"++{override}" if override.startswith(tuple(f"{key}." for key in free_form)) else override
-            for override in self.overrides
+            f"++{override}" if starts and override.startswith(starts) else override for override in self.overrides
         ]
 
     @property

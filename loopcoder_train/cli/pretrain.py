@@ -6,11 +6,12 @@ from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.run_dir import prepare
-from loopcoder_train.config.errors import require
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.training.mixture import plan_mixture
 
 LAUNCHER_LOCK = "launcher"
+EXIT_USER_ERROR = 2
 
 
 def run(arguments: list[str]) -> int:
@@ -27,19 +28,22 @@ def pretrain(config: RunConfig) -> int:
     """
     check_corpus(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
-        run_yaml = prepare(config, launcher_lock)
+        run_yaml, previous = prepare(config, launcher_lock)
         if not config.launch.start_workers:
             print(torchrun_line(config, run_yaml))
             return 0
         from launch.local import run_workers  # imports torch
 
-        return run_workers(
+        code = run_workers(
             run_yaml,
             config.parallel.world_size,
             config.launch.max_restarts,
             Path(config.run_dir) / "logs",
             threads_per_worker=config.training.num_threads,
         )
+        if code == EXIT_USER_ERROR and previous is not None:
+            run_yaml.write_bytes(previous)  # what the workers refused must not become the run's configuration
+        return code
 
 
 def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
@@ -53,14 +57,7 @@ def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
 
 
 def check_corpus(config: RunConfig) -> None:
-    """The corpus exists, is whole, and its tokens fit the model's vocabulary."""
+    """The corpus exists, is whole, fits the model's vocabulary, and can give the tokens that the run asks for."""
     corpus = Corpus.open(config.data.corpus_dir)
-    vocabulary = corpus.manifest.vocab_size
+    plan_mixture(config, corpus.manifest)
     corpus.close()
-    require(
-        vocabulary <= config.model.vocab_size,
-        "model.vocab_size",
-        config.model.vocab_size,
-        f"must be at least {vocabulary}, the vocabulary of data.corpus_dir={config.data.corpus_dir}",
-        f"set model.vocab_size={vocabulary} or more",
-    )

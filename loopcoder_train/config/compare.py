@@ -5,8 +5,10 @@ weights it would end with are no longer those of the run that was started. Every
 intervals - may change, and the run continues.
 """
 
+from collections.abc import Collection
 from typing import Any
 
+from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
 from loopcoder_train.config.run import RunConfig
@@ -46,6 +48,28 @@ FREE_TO_CHANGE = {
     "launch": "how processes start",
 }
 
+# Options that `accept_config_changes` cannot accept: the saved position belongs to a token stream made from them, and
+# the saved tensors to a model of these sizes.
+NEVER_ACCEPTED = (
+    "model.hidden_size",
+    "model.intermediate_size",
+    "model.num_layers",
+    "model.num_attention_heads",
+    "model.num_key_value_heads",
+    "model.head_dim",
+    "model.vocab_size",
+    "model.gate_input",
+    "model.tie_embeddings",
+    "seed",
+    "data.sequence_length",
+    "data.text_share",
+    "data.shares",
+    "data.max_repeats",
+    "data.shuffle_block_tokens",
+    "training.num_steps",
+    "training.global_batch_size",
+)
+
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """`(dotted key, old value, new value)` of every option that differs; None where one side lacks it."""
@@ -69,3 +93,29 @@ def changes_result(key: str) -> bool:
 def result_changing_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """The part of `changed_keys` that changes the result of training."""
     return [change for change in changed_keys(old, new) if changes_result(change[0])]
+
+
+def result_options(config: RunConfig) -> dict[str, Any]:
+    """Every option that changes the result, by its dotted name: what a checkpoint remembers of its configuration."""
+    return {key: value for key, value in flatten(to_dict(config)).items() if changes_result(key)}
+
+
+def refuse_changes(where: str, changes: list[tuple[str, Any, Any]], *, accepted: bool) -> None:
+    """Raise UserError for options that differ from those of the run in `where`, naming them and the ways out.
+
+    With `accepted`, only those that no flag can make continue.
+    """
+    final = [change for change in changes if _longest_match(change[0], NEVER_ACCEPTED)]
+    shown_changes = final if accepted else changes
+    if not shown_changes:
+        return
+    shown = ", ".join(f"{key} {before} -> {after}" for key, before, after in shown_changes)
+    accept = "" if final else "continue with accept_config_changes=true, "
+    raise UserError(
+        f"{where}: holds a run with other options: {shown}; start over with fresh=true, {accept}or give another run_dir"
+    )
+
+
+def _longest_match(key: str, table: Collection[str]) -> bool:
+    """Whether `key` or a group that it lies in is in `table`."""
+    return any(key == name or key.startswith(name + ".") for name in table)

@@ -7,7 +7,11 @@ from loopcoder_train.config.errors import require, require_positive
 
 
 class Precision(Enum):
-    """Arithmetic of forward and backward. Gradients are summed, and the optimizer works, in fp32 either way."""
+    """Arithmetic of forward and backward. The optimizer works in fp32 either way.
+
+    Gradients are summed over micro-batches and ranks in fp32; inside one backward pass the R visits of a weight add up
+    in this precision.
+    """
 
     fp32 = "fp32"
     bf16 = "bf16"  # bf16 weights and activations, fp32 master weights

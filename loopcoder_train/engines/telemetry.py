@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from loopcoder_train.config import ModelConfig
 from loopcoder_train.model.observer import Observer
 
+_PIECE = 512  # tokens per row whose logits are held at a time
+
 
 @dataclass(slots=True)
 class LoopRecorder(Observer):
@@ -56,18 +58,25 @@ def telemetry_values(
         KL(p(r) || p(r-1)) in nats.
     """
     values: dict[str, float] = {}
-    before, log_before = record.embedding, None
+    before = record.embedding
     for loop_number, state in enumerate(record.states, start=1):
         key = f"loop{loop_number}"
         values[f"{key}/step_size"] = _mean((state.float() - before.float()).norm(dim=-1), supervised)
         values[f"{key}/hidden_rms"] = _rms(state, supervised)
-        log_now = F.log_softmax(logits_of(state).float(), dim=-1)
         if loop_number > 1:
             values |= _input_values(key, config, record, loop_number, supervised)
-            divergence = (log_now.exp() * (log_now - log_before)).sum(dim=-1)
-            values[f"{key}/output_kl"] = _mean(divergence, supervised)
-        before, log_before = state, log_now
+            values[f"{key}/output_kl"] = _mean(_divergence(state, before, logits_of), supervised)
+        before = state
     return values | _gate_values(record, supervised)
+
+
+def _divergence(now: Tensor, before: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """KL(p(now) || p(before)) in nats, [B, S], in pieces: whole logits would outweigh the model."""
+    pieces = []
+    for now_piece, before_piece in zip(now.split(_PIECE, dim=1), before.split(_PIECE, dim=1), strict=True):
+        log_now, log_before = (F.log_softmax(logits_of(x).float(), dim=-1) for x in (now_piece, before_piece))
+        pieces.append((log_now.exp() * (log_now - log_before)).sum(dim=-1))
+    return torch.cat(pieces, dim=1)
 
 
 def _input_values(

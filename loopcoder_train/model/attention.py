@@ -15,7 +15,7 @@ kernels have not been run on a GPU by this project yet; tests/gpu hold them agai
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def choose_kernels(config: KernelConfig, device: torch.device, dtype: torch.dtyp
     Raises:
         UserError: a kernel was asked for by name that this device, dtype or installation cannot run.
     """
-    flash = "flash_attn" if find_spec("flash_attn") else "varlen"
+    flash = "flash_attn" if _has_flash_attn() else "varlen"
     can_flash = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
     global_name, local_name = config.global_attention.value, config.local_attention.value
     if config.global_attention is GlobalKernel.auto:
@@ -72,10 +72,18 @@ def _require_runnable(option: str, name: str, device: torch.device, dtype: torch
         raise UserError(f"{option}={name}: runs on CUDA only, this run is on {device.type}; use {option}=auto")
     if dtype not in (torch.float16, torch.bfloat16):
         raise UserError(f"{option}={name}: needs training.precision=bf16, not {dtype}; use {option}=auto")
-    if name == "flash_attn" and find_spec("flash_attn") is None:
+    if name == "flash_attn" and not _has_flash_attn():
         raise UserError(f"{option}={name}: the flash-attn package is not installed; pip install loopcoder-train[gpu]")
     if name == "varlen" and "window_size" not in _varlen_parameters():
         raise UserError(f"{option}={name}: torch {torch.__version__} has no windows in varlen_attn; install flash-attn")
+
+
+def _has_flash_attn() -> bool:
+    """Whether flash-attn 2 is installed; flash-attn 4 is another package with the same import name."""
+    try:
+        return version("flash-attn").startswith("2.")
+    except PackageNotFoundError:
+        return False
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents, window_left: int | None) -> Tensor:

@@ -82,6 +82,11 @@ class RunLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
+            except OSError as error:  # a file system without locks (Lustre needs its mount option `flock`)
+                raise UserError(
+                    f"run_dir={self.run_dir}: its file system has no file locks ({error.strerror}); mount it with "
+                    "flock, or give a run_dir on another one"
+                ) from error
             if not self._is_current(file):
                 return None
             self._write_holder(file)

@@ -18,7 +18,8 @@ from loopcoder_train.training.resume import Json, RunSnapshot, rank_state
 class CheckpointHook(Hook):
     """Saves weights, optimizer, counters and data position.
 
-    `stream_state(step)` is the data position after `step` steps; `logger_run_ids` are kept for the next attempt.
+    `stream_state(step)` is the data position after `step` steps; `logger_run_ids` and
+    `options` (those that change the result) are kept for the next attempt.
     """
 
     def __init__(
@@ -28,9 +29,10 @@ class CheckpointHook(Hook):
         *,
         stream_state: Callable[[int], Json],
         logger_run_ids: Mapping[str, str],
+        options: Json,
     ) -> None:
         self._config, self._device = config, device
-        self._stream_state, self._logger_run_ids = stream_state, dict(logger_run_ids)
+        self._stream_state, self._logger_run_ids, self._options = stream_state, dict(logger_run_ids), options
         self._saved_at = 0
 
     def on_start(self, run: Run) -> None:
@@ -72,7 +74,7 @@ class CheckpointHook(Hook):
             engine=run.engine.state_scalars(),
             stream=self._stream_state(run.state.step),
             loggers=self._logger_run_ids,
-            total_tokens=run.num_steps * run.tokens_per_step,
+            options=self._options,
         )
         try:
             report = save_checkpoint(

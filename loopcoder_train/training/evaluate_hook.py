@@ -25,7 +25,7 @@ class EvaluateHook(Hook):
 
     def after_step(self, run: Run, step: Step) -> None:
         """Evaluate when it is due."""
-        if step.number % self._every_steps == 0:
+        if step.number % self._every_steps == 0 or step.number == run.last_step:  # before the last save
             self._run(run)
 
     def on_stop(self, run: Run) -> None:

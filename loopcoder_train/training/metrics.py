@@ -157,6 +157,8 @@ def finite(value: object) -> object:
 def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]:
     """The final records of a run, ordered as first written: per kind and step the last line wins, events all stay.
 
+    What was measured after the step that a later attempt resumed from is left out: the weights never took those steps.
+
     Lines cut off by a kill are skipped with one warning that counts them. FileNotFoundError without a file.
     """
     records: dict[object, Record] = {}
@@ -168,6 +170,8 @@ def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]
             if record is None:
                 torn += bool(line.strip())
                 continue
+            if record.get("event") in ("started", "resumed"):
+                _drop_after(records, record["step"])
             if wanted is not None and record["kind"] not in wanted:
                 continue
             key = number if record["kind"] == "event" else (record["kind"], record["step"])
@@ -175,6 +179,12 @@ def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]
     if torn:
         logger.warning("%s: %d line(s) were cut off by a kill and are skipped", path, torn)
     return list(records.values())
+
+
+def _drop_after(records: dict[object, Record], step: object) -> None:
+    """Forget the measurements of an abandoned future; events happened all the same."""
+    for key in [key for key, record in records.items() if record["kind"] != "event" and record["step"] > step]:
+        del records[key]
 
 
 def last_attempt(path: Path) -> int:

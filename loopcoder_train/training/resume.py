@@ -3,7 +3,7 @@
 `state.json` (one per checkpoint, equal for all ranks):
 
     {"version": 1, "training": TrainingState, "engine": scalars, "stream": position and hashes, "loggers": run ids,
-     "total_tokens": length of the schedule}
+     "options": the options that change the result}
 
 and one JSON object per rank with its random generators. Nothing in training draws random numbers today (initial values
 and data order are functions of the seed), so a changed number of processes, for which no generators are saved, changes
@@ -25,7 +25,7 @@ from loopcoder_train.model.state import TensorShard
 from loopcoder_train.training.state import TrainingState
 
 VERSION = 1
-_KEYS = ("training", "engine", "stream", "loggers", "total_tokens")
+_KEYS = ("training", "engine", "stream", "loggers", "options")
 
 Json = dict[str, Any]
 
@@ -52,7 +52,7 @@ class RunSnapshot:
     engine: dict[str, int | float]
     stream: Json  # of `TokenStream.state`; the stream itself checks it
     loggers: dict[str, str]  # sink -> run id
-    total_tokens: int
+    options: Json  # dotted name -> value, of what changes the result (config/compare.py)
 
     def to_json(self) -> Json:
         """The content of `state.json`."""
@@ -62,7 +62,7 @@ class RunSnapshot:
             "engine": self.engine,
             "stream": self.stream,
             "loggers": self.loggers,
-            "total_tokens": self.total_tokens,
+            "options": self.options,
         }
 
     @classmethod
@@ -77,7 +77,7 @@ class RunSnapshot:
             training = TrainingState.from_json(content["training"])
         except TypeError as error:
             raise UserError(f"checkpoint state: training={content['training']}: {error}") from error
-        return cls(training, content["engine"], content["stream"], content["loggers"], content["total_tokens"])
+        return cls(training, content["engine"], content["stream"], content["loggers"], content["options"])
 
 
 def restore(

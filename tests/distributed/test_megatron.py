@@ -37,7 +37,7 @@ def results(which: str, world_size: int) -> tuple[dict[str, dict], str]:
         run = subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS[which],

@@ -40,6 +40,8 @@ class MegatronEngine:
 
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
+        # Megatron allocates on CUDA wherever it finds a device: a CPU run must not see one (worker.py hides it).
+        assert device.type == "cuda" or not torch.cuda.is_available(), "device=cpu needs CUDA_VISIBLE_DEVICES=''"
         setup.initialize_process_groups(config.parallel)
         self._tensor_group = parallel_state.get_tensor_model_parallel_group()
         self._data_group = parallel_state.get_data_parallel_group()

@@ -7,6 +7,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder_train.config import ParallelConfig, Precision, RunConfig
+from loopcoder_train.runtime.distributed import TIMEOUT_SECONDS
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
@@ -34,6 +35,7 @@ def initialize_process_groups(parallel: ParallelConfig) -> None:
         pipeline_model_parallel_size=sizes[1],
         context_parallel_size=sizes[2],
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=round(TIMEOUT_SECONDS / 60),
     )
 
 

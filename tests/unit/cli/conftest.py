@@ -6,18 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import Manifest, SourceInfo, canonical_json_hash
+from data_pipeline.manifest import Manifest, SourceInfo, SplitInfo, canonical_json_hash
+from data_pipeline.shards import ShardInfo
 from loopcoder_train.cli.main import main
 from loopcoder_train.config.io import read_run_config
 
 
 def make_corpus(directory: Path, vocab_size: int = 4096) -> Path:
-    """An empty corpus: enough for `Corpus.open`."""
+    """A corpus by its manifest, enough for `Corpus.open` and any mixture; its shards do not exist."""
     directory.mkdir(parents=True)
     tokenizer = b"{}"
     (directory / "tokenizer.json").write_bytes(tokenizer)
+    plenty = 10**14
+
+    def source(kind: str) -> SourceInfo:
+        shard = ShardInfo(file=f"shards/{kind}.tokens", num_tokens=plenty, checksum="0" * 16)
+        return SourceInfo(name=kind, kind=kind, language=kind, train=SplitInfo(tokens=plenty, shards=[shard]))
+
     Manifest(
-        sources=[SourceInfo(name="text", kind="text", language="text")],
+        sources=[source("text"), source("code")],
         tokenizer_hash=canonical_json_hash(tokenizer, directory),
         tokenizer_file_sha256=hashlib.sha256(tokenizer).hexdigest(),
         vocab_size=vocab_size,

@@ -57,15 +57,22 @@ def test_model_sizes_compose(file, workplace, started, loopcoder):
 def test_overrides_arrive_with_their_types(workplace, started, loopcoder):
     code, _, error = loopcoder(
         "pretrain", *QUICK, "model.num_loops=3", "optimizer.peak_lr=3e-4", "run_dir=runs/x", "schedule=wsd", "seed=5",
-        "training.precision=fp32", "data.shares.python=0.4", "checkpoint.keep_every_steps=500", "engine=plain",
+        "training.precision=fp32", "data.shares.code=0.4", "checkpoint.keep_every_steps=500", "engine=plain",
         "parallel.world_size=1", "training.stop_after_step=7",
     )  # fmt: skip
     assert (code, error) == (0, "")
     (config,) = started
     assert config == read_run_config(workplace / "runs/x/run.yaml")
     assert (config.model.num_loops, config.optimizer.peak_lr, config.seed) == (3, 3e-4, 5)
-    assert (config.schedule.kind, config.data.shares) == (ScheduleKind.wsd, {"python": 0.4})
+    assert (config.schedule.kind, config.data.shares) == (ScheduleKind.wsd, {"code": 0.4})
     assert (config.checkpoint.keep_every_steps, config.training.stop_after_step) == (500, 7)
+
+
+def test_shares_may_be_given_together_and_must_name_sources(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK, "data.shares={code: 1, text: 1}")[0] == 0
+    assert started[0].data.shares == {"code": 1.0, "text": 1.0}
+    code, _, error = loopcoder("pretrain", *QUICK, "data.shares={coed: 1}")
+    assert code == 2 and "coed" in error and "code" in error and error.count("\n") == 1
 
 
 def test_experiment_can_be_left_out(workplace, started, loopcoder):

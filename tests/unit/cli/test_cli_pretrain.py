@@ -12,6 +12,11 @@ def names_of_runs():
     return sorted(path.name for path in Path("runs").iterdir())
 
 
+def a_checkpoint(workplace):
+    """Something that other options could spoil."""
+    (workplace / "runs/quickstart/checkpoints/step-00000004").mkdir(parents=True)
+
+
 def test_the_same_command_resumes(workplace, started, loopcoder):
     for _ in range(2):
         assert loopcoder("pretrain", *QUICK)[0] == 0
@@ -27,14 +32,42 @@ def test_exit_code_of_the_workers_is_carried_through(workplace, started, loopcod
 
 def test_other_options_are_refused_with_both_values_and_ways_out(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
     before = (workplace / "runs/quickstart/run.yaml").read_bytes()
-    code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "optimizer.peak_lr=1e-3", "optimizer.beta2=0.9")
+    code, _, error = loopcoder("pretrain", *QUICK, "optimizer.beta1=0.8", "optimizer.beta2=0.9")
     assert code == 2 and error.count("\n") == 1
-    for fragment in ("seed 0 -> 3", "optimizer.beta2 0.95 -> 0.9", "fresh=true", "accept_config_changes=true",
-                     "another run_dir"):  # fmt: skip
+    for fragment in ("optimizer.beta1 0.9 -> 0.8", "optimizer.beta2 0.95 -> 0.9", "fresh=true",
+                     "accept_config_changes=true", "another run_dir"):  # fmt: skip
         assert fragment in error
     assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
     assert len(started) == 1
+
+
+def test_a_run_that_saved_nothing_may_start_with_other_options(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    assert loopcoder("pretrain", *QUICK, "seed=3")[0] == 0
+    assert read_run_config("runs/quickstart/run.yaml").seed == 3
+
+
+def test_what_cannot_be_accepted_is_not_offered(workplace, started, loopcoder):
+    """The saved position belongs to one token stream, the saved tensors to one shape."""
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
+    before = (workplace / "runs/quickstart/run.yaml").read_bytes()
+    for words in ([], ["accept_config_changes=true"]):
+        code, _, error = loopcoder("pretrain", *QUICK, "seed=3", "model.num_layers=3", *words)
+        assert code == 2 and "seed 0 -> 3" in error and "model.num_layers 2 -> 3" in error
+        assert "accept_config_changes" not in error and "fresh=true" in error
+    assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
+
+
+def test_what_the_workers_refuse_does_not_become_the_runs_configuration(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
+    before = (workplace / "runs/quickstart/run.yaml").read_bytes()
+    started.codes = [2]
+    assert loopcoder("pretrain", *QUICK, "optimizer.beta2=0.9", "accept_config_changes=true")[0] == 2
+    assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
 
 
 def test_layout_logging_and_intervals_may_change(workplace, started, loopcoder):
@@ -51,8 +84,9 @@ def test_layout_logging_and_intervals_may_change(workplace, started, loopcoder):
 
 def test_changes_can_be_accepted(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK)[0] == 0
-    assert loopcoder("pretrain", *QUICK, "seed=3", "accept_config_changes=true")[0] == 0
-    assert read_run_config("runs/quickstart/run.yaml").seed == 3
+    a_checkpoint(workplace)
+    assert loopcoder("pretrain", *QUICK, "optimizer.beta2=0.9", "accept_config_changes=true")[0] == 0
+    assert read_run_config("runs/quickstart/run.yaml").optimizer.beta2 == 0.9
 
 
 def test_fresh_sets_the_old_run_aside_and_is_said_once(workplace, started, loopcoder):
@@ -106,6 +140,7 @@ def test_a_living_run_is_left_alone(workplace, started, loopcoder, monkeypatch):
 
 def test_damaged_run_yaml_is_named(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
     (workplace / "runs/quickstart/run.yaml").write_text("seed: {")
     code, _, error = loopcoder("pretrain", *QUICK)
     assert code == 2 and "runs/quickstart/run.yaml" in error and error.count("\n") == 1

@@ -73,6 +73,7 @@ def trained(tmp_path_factory):
             CPU,
             stream_state=lambda step: stream.state(step * BATCH),
             logger_run_ids={},
+            options={},
         ),
     ]
     data = iter([[stream.read(range(s * BATCH, (s + 1) * BATCH))] for s in range(STEPS)])

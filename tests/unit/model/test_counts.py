@@ -1,12 +1,16 @@
 """Closed forms against what torch counts, and the released model's published size."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from loopcoder_train.config import GateInput, LoopKind, ModelConfig
+from loopcoder_train.config.io import from_dict
 from loopcoder_train.model import build_model
 from loopcoder_train.model.counts import (
     AttentionPairs,
@@ -30,6 +34,25 @@ PLT_7B = ModelConfig(
     head_dim=128,
     vocab_size=76800,
 )
+
+
+def from_file(name):
+    """The model of configs/model/NAME.yaml."""
+    values = yaml.safe_load((Path(__file__).parents[3] / "configs" / "model" / f"{name}.yaml").read_text())
+    return from_dict(ModelConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("tiny", 1.84), ("plt_300m", 322), ("plt_1b", 1070), ("plt_7b", 7612.810 + 2.939)]
+)
+def test_configured_sizes_are_what_their_files_say(name, millions):
+    assert count_parameters(from_file(name)).total / 1e6 == pytest.approx(millions, rel=5e-3)
+
+
+def test_the_configured_7b_is_the_released_shape():
+    configured = from_file("plt_7b")
+    assert parameter_shapes(configured) == parameter_shapes(PLT_7B)
+    assert (configured.window_left, configured.rope_theta, configured.rms_norm_eps) == (64, 5e5, 1e-5)
 
 
 def test_the_released_shape_on_meta():

@@ -37,7 +37,11 @@ def make_run(run_dir, metrics, engine=None, **options) -> Run:
 def checkpoint_hook_for(every_steps=4, keep_last=3) -> CheckpointHook:
     config = CheckpointConfig(every_steps=every_steps, keep_last=keep_last)
     return CheckpointHook(
-        config, CPU, stream_state=lambda step: {"position": step * BATCH}, logger_run_ids={"wandb": "abc"}
+        config,
+        CPU,
+        stream_state=lambda step: {"position": step * BATCH},
+        logger_run_ids={"wandb": "abc"},
+        options={"seed": 0},
     )
 
 

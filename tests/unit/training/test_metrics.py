@@ -135,3 +135,16 @@ def test_other_ranks_write_nothing(tmp_path):
 def test_no_file(path):
     with pytest.raises(FileNotFoundError):
         read_metrics(path)
+
+
+def test_steps_after_the_one_that_was_resumed_from_do_not_count(tmp_path):
+    """The weights that survive never took them."""
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(path) as first:
+        for step in range(1, 11):
+            first.write("train", step, {"loss": float(step)})
+    with MetricsWriter(path) as second:
+        second.event("resumed", 5, "resumed after step 5")
+        for step in (6, 7):
+            second.write("train", step, {"loss": -1.0})
+    assert [record["step"] for record in read_metrics(path, ["train"])] == [1, 2, 3, 4, 5, 6, 7]
