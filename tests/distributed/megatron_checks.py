@@ -15,7 +15,7 @@ from loopcoder_train.model import PLT
 from loopcoder_train.model.loss import count_supervised, token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
 from tests.distributed.kept_memory import KeptMemory
-from tests.distributed.megatron_cases import Case, without_mutation
+from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, without_mutation
 from tests.distributed.megatron_mutations import mistake
 from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
 
@@ -78,7 +78,19 @@ def training(case: Case) -> dict[str, float]:
         relative = abs(result.grad_norm / reference.grad_norm - 1)
         errors["grad_norm"] = max(errors.get("grad_norm", 0.0), relative)
     assert engine.state_scalars() == plain.state_scalars() == {"optimizer_step": 3}
-    return errors | _state_errors(engine, plain)
+    return errors | _state_errors(engine, plain) | {"after_a_step": _evaluation_error_after_a_step(engine, plain, case)}
+
+
+def _evaluation_error_after_a_step(engine: MegatronEngine, plain: PlainEngine, case: Case) -> float:
+    """Evaluation right after a step must see its weights, gathered or not: the step is large enough to tell."""
+    (batch,) = micro_batches(1, case.packed, step=9)
+    before = plain.token_losses(batch)
+    batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed, step=4)
+    for trained, own in ((engine, _mine(engine, batches)), (plain, batches)):
+        trained.train_step(own, 1e-2)
+    after = plain.token_losses(batch)
+    assert float((after - before).abs().max()) > 100 * AFTER_A_STEP_TOLERANCE, "the step is too small to tell"
+    return float((engine.token_losses(batch) - after).abs().max())
 
 
 def _state_errors(engine: MegatronEngine, plain: PlainEngine) -> dict[str, float]:

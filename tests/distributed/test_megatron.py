@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.megatron_cases import Case, ci_cases, exhaustive_cases
+from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, ci_cases, exhaustive_cases
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -78,8 +78,8 @@ def test_the_whole_matrix_equals_the_plain_model(case):
 @pytest.mark.parametrize("case", cases_of("training"))
 def test_steps_evaluation_and_telemetry_equal_the_plain_engine(case):
     errors = errors_of(case, "ci")
-    assert errors["moments"] <= MOMENT_TOLERANCE
-    assert {name: error for name, error in errors.items() if name != "moments" and not error <= TOLERANCE} == {}
+    bounds = {"moments": MOMENT_TOLERANCE, "after_a_step": AFTER_A_STEP_TOLERANCE}
+    assert {name: error for name, error in errors.items() if not error <= bounds.get(name, TOLERANCE)} == {}
 
 
 @pytest.mark.parametrize("case", cases_of("bf16"))
