@@ -18,7 +18,7 @@ from data_pipeline.quotas import QuotaPlan
 from data_pipeline.stream import TokenStream
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
-from loopcoder_train.config.compare import refuse_changes, result_options
+from loopcoder_train.config.compare import differences, refuse_changes, result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
@@ -175,9 +175,7 @@ def check_options(config: RunConfig, snapshot: RunSnapshot) -> None:
 
     The launcher compares configurations too, but a worker may be started by hand with an edited run.yaml.
     """
-    own = result_options(config)
-    keys = [key for key in {**snapshot.options, **own} if snapshot.options.get(key) != own.get(key)]
-    changes = [(key, snapshot.options.get(key), own.get(key)) for key in keys]
+    changes = differences(snapshot.options, result_options(config))
     refuse_changes(f"run_dir={config.run_dir}", changes, accepted=config.accept_config_changes)
 
 

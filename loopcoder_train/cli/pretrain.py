@@ -5,13 +5,13 @@ from pathlib import Path
 from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
-from loopcoder_train.cli.run_dir import prepare
+from loopcoder_train.cli.main import EXIT_USER_ERROR
+from loopcoder_train.cli.run_dir import checkpoints, prepare
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.mixture import plan_mixture
 
 LAUNCHER_LOCK = "launcher"
-EXIT_USER_ERROR = 2
 
 
 def run(arguments: list[str]) -> int:
@@ -34,6 +34,7 @@ def pretrain(config: RunConfig) -> int:
             return 0
         from launch.local import run_workers  # imports torch
 
+        saved = checkpoints(run_yaml.parent)
         code = run_workers(
             run_yaml,
             config.parallel.world_size,
@@ -41,8 +42,8 @@ def pretrain(config: RunConfig) -> int:
             Path(config.run_dir) / "logs",
             threads_per_worker=config.training.num_threads,
         )
-        if code == EXIT_USER_ERROR and previous is not None:
-            run_yaml.write_bytes(previous)  # what the workers refused must not become the run's configuration
+        if code == EXIT_USER_ERROR and previous is not None and checkpoints(run_yaml.parent) == saved:
+            run_yaml.write_bytes(previous)  # the checkpoints are still those of the configuration before
         return code
 
 

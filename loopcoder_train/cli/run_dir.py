@@ -32,12 +32,17 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
                 print(f"loopcoder: fresh=true: the old run was moved to {aside}", file=sys.stderr)
                 launcher_lock.move_to_new_folder()
                 lock.move_to_new_folder()
-            elif any(run_dir.glob("checkpoints/step-*")):
+            elif checkpoints(run_dir):
                 previous = run_yaml.read_bytes()
                 changes = result_changing_keys(read_run_config(run_yaml), config)
                 refuse_changes(f"run_dir={run_dir}", changes, accepted=config.accept_config_changes)
         write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml, previous
+
+
+def checkpoints(run_dir: Path) -> set[str]:
+    """Names of the run's checkpoint folders, good or not."""
+    return {path.name for path in run_dir.glob("checkpoints/step-*")}
 
 
 def set_aside(run_dir: Path) -> Path:

@@ -73,7 +73,11 @@ NEVER_ACCEPTED = (
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """`(dotted key, old value, new value)` of every option that differs; None where one side lacks it."""
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return differences(flatten(to_dict(old)), flatten(to_dict(new)))
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """`changed_keys` of two flat mappings, one of them perhaps from a checkpoint (`result_options`)."""
     keys = list(dict.fromkeys([*before, *after]))
     differing = [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
     return [change for change in differing if not (change[1] in (None, {}) and change[2] in (None, {}))]
@@ -105,7 +109,7 @@ def refuse_changes(where: str, changes: list[tuple[str, Any, Any]], *, accepted:
 
     With `accepted`, only those that no flag can make continue.
     """
-    final = [change for change in changes if _longest_match(change[0], NEVER_ACCEPTED)]
+    final = [change for change in changes if _lies_in(change[0], NEVER_ACCEPTED)]
     shown_changes = final if accepted else changes
     if not shown_changes:
         return
@@ -116,6 +120,6 @@ def refuse_changes(where: str, changes: list[tuple[str, Any, Any]], *, accepted:
     )
 
 
-def _longest_match(key: str, table: Collection[str]) -> bool:
+def _lies_in(key: str, table: Collection[str]) -> bool:
     """Whether `key` or a group that it lies in is in `table`."""
     return any(key == name or key.startswith(name + ".") for name in table)

@@ -188,8 +188,3 @@ class RunConfig:
     def total_tokens(self) -> int:
         """Tokens of the whole run; the schedule's length."""
         return self.training.num_steps * self.tokens_per_step
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Forward passes per step on one process."""
-        return self.training.global_batch_size // (self.training.micro_batch_size * self.parallel.data_parallel_size)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 from tests.integration.conftest import (
     NUM_STEPS,
     assert_one_line_error,
+    environment,
     loopcoder,
     losses,
     make_corpus,
@@ -59,6 +61,18 @@ def test_truncated_newest_checkpoint_falls_back_and_says_so(tmp_path, corpus, fi
     assert "WARNING" in outcome.stdout and "falling back to the previous good checkpoint, step 8" in outcome.stdout
     assert losses(run_dir) == losses(finished)
     assert [checkpoint.step for checkpoint in checkpoints_of(run_dir)] == [4, 8, NUM_STEPS]
+    assert list(run_dir.glob("checkpoints-set-aside-*/*")), "a later start could jump back to the abandoned one"
+
+
+def test_a_worker_started_by_hand_with_an_edited_configuration_is_refused(tmp_path, finished):
+    run_dir = copy_of(finished, tmp_path)
+    edited = (
+        (run_dir / "run.yaml").read_text().replace(str(finished), str(run_dir)).replace("beta2: 0.95", "beta2: 0.9")
+    )
+    (run_dir / "run.yaml").write_text(edited)
+    line = [sys.executable, "-m", "loopcoder_train.worker", "--config", str(run_dir / "run.yaml")]
+    result = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
+    assert result.returncode == 2 and "optimizer.beta2 0.95 -> 0.9" in result.stderr, result.stderr
 
 
 def test_nothing_good_left_is_an_error_and_starts_nothing_over(tmp_path, corpus, finished):

@@ -70,6 +70,20 @@ def test_what_the_workers_refuse_does_not_become_the_runs_configuration(workplac
     assert (workplace / "runs/quickstart/run.yaml").read_bytes() == before
 
 
+def test_what_was_saved_under_accepted_options_keeps_them(workplace, started, loopcoder, monkeypatch):
+    """A run that diverges after it has saved also ends with code 2: its checkpoints are of the new options."""
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
+
+    def save_and_diverge(run_yaml, *_, **__):
+        (run_yaml.parent / "checkpoints/step-00000008").mkdir()
+        return 2
+
+    monkeypatch.setattr("launch.local.run_workers", save_and_diverge)
+    assert loopcoder("pretrain", *QUICK, "optimizer.beta2=0.9", "accept_config_changes=true")[0] == 2
+    assert read_run_config("runs/quickstart/run.yaml").optimizer.beta2 == 0.9
+
+
 def test_layout_logging_and_intervals_may_change(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK)[0] == 0
     free = (
@@ -160,11 +174,11 @@ def test_sweep_gives_each_job_its_folder(workplace, started, loopcoder):
 def test_sweep_over_folders_or_experiments(workplace, started, loopcoder):
     assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/a,runs/b")[0] == 0
     assert loopcoder("pretrain", "-m", "experiment=paper_r1,paper_r2", "seed=1", QUICK[2])[0] == 0
-    assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/c", "data.corpus_dir=../corpus,../work/../corpus")[0] == 0
+    assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/c", "data.corpus_dir=../corpus,./../corpus")[0] == 0
     assert [config.run_dir for config in started] == [
         "runs/a", "runs/b",
         "runs/paper_r1", "runs/paper_r2",
-        "runs/c/data.corpus_dir=.._corpus", "runs/c/data.corpus_dir=.._work_.._corpus",
+        "runs/c/data.corpus_dir=.._corpus", "runs/c/data.corpus_dir=.._.._corpus",
     ]  # fmt: skip
 
 

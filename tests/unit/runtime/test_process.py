@@ -60,8 +60,8 @@ def restored_logging():
 
 def speak():
     logging.getLogger("loopcoder_train.x").info("an event")
-    logging.getLogger("some.library").info("chatter")
-    logging.getLogger("some.library").warning("trouble")
+    logging.getLogger("some.package").info("chatter")
+    logging.getLogger("some.package").warning("trouble")
     warnings.warn("this may be wrong", UserWarning, stacklevel=1)
     warnings.warn("Transformer Engine and Apex are not installed. Falling back", UserWarning, stacklevel=1)
 
@@ -84,7 +84,7 @@ def test_other_ranks_log_warnings_to_stderr(restored_logging, capsys):
         speak()
     out, error = capsys.readouterr()
     assert out == "" and "an event" not in error
-    assert "rank2 WARNING some.library: trouble" in error and "may be wrong" in error
+    assert "rank2 WARNING some.package: trouble" in error and "may be wrong" in error
 
 
 def test_seeds():
