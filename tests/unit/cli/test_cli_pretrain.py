@@ -178,7 +178,7 @@ def test_sweep_over_folders_or_experiments(workplace, started, loopcoder):
     assert [config.run_dir for config in started] == [
         "runs/a", "runs/b",
         "runs/paper_r1", "runs/paper_r2",
-        "runs/c/data.corpus_dir=.._corpus", "runs/c/data.corpus_dir=.._.._corpus",
+        "runs/c/data.corpus_dir=.._corpus", "runs/c/data.corpus_dir=._.._corpus",
     ]  # fmt: skip
 
 
