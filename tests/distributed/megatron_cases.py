@@ -19,6 +19,21 @@ LAYOUTS = {
         {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
     ),
     "dp2_overlap": (2, {"overlap_grad_reduce": True}),
+    "pp2": (2, {"pipeline_parallel_size": 2}),
+    "cp2": (2, {"context_parallel_size": 2}),
+    "pp4": (4, {"pipeline_parallel_size": 4}),
+    "pp2_tp2_sp": (4, {"pipeline_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
+    "pp2_dp2_distopt_overlap": (
+        4,
+        {
+            "pipeline_parallel_size": 2,
+            "distributed_optimizer": True,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+        },
+    ),
+    "cp2_tp2_sp": (4, {"context_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
+    "cp2_pp2": (4, {"context_parallel_size": 2, "pipeline_parallel_size": 2}),
 }
 
 AFTER_A_STEP_TOLERANCE = 2e-3  # nats: AdamW steps amplify rounding; stale weights are off by tenths
@@ -37,7 +52,7 @@ class Case:
     tied: bool = False
     loop_kind: str = "parallel"
     recompute: str = "none"
-    micro_batches: int = 1  # per data-parallel rank
+    micro_batches: int = 1  # per data-parallel rank and pipeline stage
     precision: str = "fp32"
     mutation: str = ""
     other_layout: str = ""  # where a saved state is loaded
@@ -47,6 +62,18 @@ class Case:
     def world_size(self) -> int:
         """Processes the case needs."""
         return LAYOUTS[self.layout][0]
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages of the case's layout."""
+        return LAYOUTS[self.layout][1].get("pipeline_parallel_size", 1)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model: so many that stages get unequal numbers, the same under both layouts of a case."""
+        both = (self.layout, self.other_layout or self.layout)
+        stages = max(LAYOUTS[layout][1].get("pipeline_parallel_size", 1) for layout in both)
+        return {1: 2, 2: 3, 4: 5}[stages]
 
     @property
     def id(self) -> str:

@@ -6,7 +6,7 @@ from unittest import mock
 import torch
 
 from loopcoder_train.engines.megatron import gate, layers, norm, shift, stage
-from loopcoder_train.model.gated_attention import SharedKV, gated_attention
+from loopcoder_train.model.gated_attention import SharedKV, WholeRows, gated_attention
 
 _shift_right = shift.shift_right
 
@@ -15,32 +15,32 @@ def _swapped(query, own, shared, gates, *rest):
     return gated_attention(query, own, shared, 1 - gates, *rest)
 
 
-def _wider(query, own, shared, gates, documents, kernels, window_left):
-    return gated_attention(query, own, shared, gates, documents, kernels, window_left + 1)
+def _wider(query, own, shared, gates, attend):
+    wider = WholeRows(attend.kernels, attend.documents, attend.window_left + 1)
+    return gated_attention(query, own, shared, gates, wider)
 
 
 def _detached(query, own, shared, *rest):
     return gated_attention(query, own, SharedKV(shared.key.detach(), shared.value.detach()), *rest)
 
 
-def _not_shifted(hidden, starts, group):
+def _not_shifted(hidden, starts, seams):
     return hidden.masked_fill(starts[..., None], 0.0)
 
 
-def _crossing(hidden, starts, group):
-    first = torch.zeros_like(starts)
-    first[0] = group is None or group.rank() == 0
-    return _shift_right(hidden, first, group)
+def _crossing(hidden, starts, seams):
+    return _shift_right(hidden, torch.zeros_like(starts), seams)
 
 
-def _crossing_at_the_seam(hidden, starts, group):
+def _crossing_at_the_seam(hidden, starts, seams):
     starts = starts.clone()
-    starts[0] &= group.rank() == 0
-    return _shift_right(hidden, starts, group)
+    for stretch, before in zip(starts.chunk(len(seams.before)), seams.before, strict=True):
+        stretch[0] &= before is None
+    return _shift_right(hidden, starts, seams)
 
 
-def _no_neighbour(row, group, distance):
-    return torch.zeros_like(row)
+def _no_neighbour(rows, seams, places):
+    return torch.zeros_like(rows)
 
 
 def _own_heads_sliced(logits, group, sequence_parallel):
@@ -59,9 +59,9 @@ def _patches(name: str) -> list[AbstractContextManager]:
         "shift_crosses_documents": lambda: [patch(stage, "shift_right", _crossing)],
         "window_off_by_one": lambda: [patch(layers, "gated_attention", _wider)],
         "shared_kv_detached": lambda: [patch(layers, "gated_attention", _detached)],
-        "shift_stops_at_the_seam": lambda: [patch(shift, "_neighbour", _no_neighbour)],
+        "shift_stops_at_the_seam": lambda: [patch(shift, "_elsewhere", _no_neighbour)],
         "seam_gradient_dropped": lambda: [
-            patch(shift.PreviousRow, "backward", staticmethod(lambda ctx, g: (torch.zeros_like(g), None)))
+            patch(shift.RowsBefore, "backward", staticmethod(lambda ctx, g: (torch.zeros_like(g), None)))
         ],
         "documents_cross_at_the_seam": lambda: [patch(stage, "shift_right", _crossing_at_the_seam)],
         "gate_gradient_of_own_heads_only": lambda: [patch(gate, "own_heads", _own_heads_sliced)],
