@@ -181,30 +181,34 @@ class RunConfig:
             self.training.global_batch_size % unit == 0,
             "training.global_batch_size",
             self.training.global_batch_size,
-            f"must be a multiple of training.micro_batch_size * parallel.data_parallel_size * "
-            f"parallel.pipeline_parallel_size = {unit}, because loops take turns on the stages (model.num_loops={loops})",
+            "must be a multiple of training.micro_batch_size * parallel.data_parallel_size * "
+            f"parallel.pipeline_parallel_size = {unit}: the {loops} loops take turns on the {stages} stages",
             f"try {-(-self.training.global_batch_size // unit) * unit}",
         )
 
     def _check_context(self) -> None:
-        ranks, length = self.parallel.context_parallel_size, self.data.sequence_length
-        parts = self.parallel.sequence_parts
+        parallel, length = self.parallel, self.data.sequence_length
+        ranks, parts = parallel.context_parallel_size, parallel.sequence_parts
         require(
             length % parts == 0,
             "data.sequence_length",
             length,
-            f"must be divisible by {parts}: parallel.context_parallel_size={ranks} cuts rows into "
-            f"{2 * ranks if ranks > 1 else 1} chunks, parallel.sequence_parallel={str(self.parallel.sequence_parallel).lower()} "
-            f"each over parallel.tensor_parallel_size={self.parallel.tensor_parallel_size}",
+            f"must be divisible by {parts}"
+            + (f", two chunks for each of parallel.context_parallel_size={ranks}" if ranks > 1 else "")
+            + (
+                f", split over parallel.tensor_parallel_size={parallel.tensor_parallel_size} by sequence parallelism"
+                if parallel.sequence_parallel
+                else ""
+            ),
             f"try {-(-length // parts) * parts}",
         )
         if ranks > 1 and self.model.has_gates:
-            longest = length // (2 * ranks)
+            chunk = length // (2 * ranks)
             require(
-                self.model.window_left <= longest,
+                self.model.window_left <= chunk,
                 "model.window_left",
                 self.model.window_left,
-                f"must fit into a chunk of {longest} tokens = data.sequence_length / (2 * parallel.context_parallel_size)",
+                f"must fit into a chunk: data.sequence_length / (2 * parallel.context_parallel_size) = {chunk}",
                 f"try parallel.context_parallel_size={self._most_context_ranks()}",
             )
 

@@ -153,9 +153,7 @@ class PLT(nn.Module):
             if config.loop_kind is LoopKind.parallel and loop_number == 1:
                 shared = own
 
-    def _loop_input(
-        self, embedding: Tensor, previous: Tensor | None, documents: Documents, step: LoopStep
-    ) -> Tensor:
+    def _loop_input(self, embedding: Tensor, previous: Tensor | None, documents: Documents, step: LoopStep) -> Tensor:
         """E for loop 1, B(r) for later loops (h(r-1) itself in the sequential comparison)."""
         config = self.config
         if previous is None:

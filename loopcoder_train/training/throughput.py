@@ -1,7 +1,8 @@
 """How fast a run goes: tokens and model FLOPs per second, time waited for data, memory high-water mark.
 
-Steps are collected without any communication; :meth:`ThroughputMeter.read` asks all ranks once per window. Model FLOPs follow the documents: attention pairs are counted from each batch's document boundaries, loop
-by loop (`model/counts.py`), so short documents do not inflate the rate.
+Steps are collected without any communication; :meth:`ThroughputMeter.read` asks all ranks once per window. Model FLOPs
+follow the documents: attention pairs are counted from each batch's document boundaries, loop by loop
+(`model/counts.py`), so short documents do not inflate the rate.
 """
 
 import resource

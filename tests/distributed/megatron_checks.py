@@ -18,6 +18,7 @@ from tests.distributed.kept_memory import KeptMemory
 from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, without_mutation
 from tests.distributed.megatron_mutations import mistake
 from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
+from tests.distributed.pipeline_schedule import idle_share, live_pairs, peak_live_pairs
 
 setup.GRAD_BUCKET_SIZE = 3000  # several buckets even for a tiny model, so that overlapped reductions are several
 _CPU = torch.device("cpu")
@@ -180,6 +181,33 @@ def state(case: Case) -> dict[str, float]:
     }
 
 
+def state_mutation(case: Case) -> dict[str, float]:
+    """Going on from saved state, with and without a mistake in loading it."""
+    right = state(replace(case, mutation=""))
+    with mistake(case.mutation):
+        wrong = state(case)
+    return {"right": right["loss"], "wrong": wrong["loss"]}
+
+
+def schedule(case: Case) -> dict[str, float]:
+    """What the recorded passes of one step show, beside the formulas."""
+    engine = _engine(case)
+    pipeline, stage_index = engine._loops, engine.mesh.stage_index
+    pipeline.events = []
+    batches = micro_batches(case.micro_batches * case.stages, case.packed)
+    engine.forward_backward(batches)
+    assert pipeline.num_kept == 0, "a microbatch was not forgotten"
+    engine.token_losses(batches[0])
+    assert pipeline.num_kept == 0, "a measuring pass left something"
+    events = pipeline.events[: 2 * case.num_loops * len(batches)]
+    by_stage = [None] * case.stages
+    distributed.all_gather_object(by_stage, events)
+    return {
+        "live_pairs": abs(peak_live_pairs(events) - live_pairs(case.num_loops, len(batches), case.stages, stage_index)),
+        "idle": abs(idle_share(by_stage) - (case.stages - 1) / (case.num_loops * len(batches))),
+    }
+
+
 def memory(case: Case) -> dict[str, float]:
     """Numbers per local row and layer that a forward pass keeps, for every kind of recomputation."""
     kept = {}
@@ -197,7 +225,7 @@ def memory(case: Case) -> dict[str, float]:
 def _train(engine: MegatronEngine, case: Case, steps: range) -> list[float]:
     losses = []
     for step in steps:
-        batches = micro_batches(2 * case.micro_batches, case.packed, step)
+        batches = micro_batches(2 * case.micro_batches * case.stages, case.packed, step)
         losses.append(engine.train_step(_mine(engine, batches), 1e-3).loss)
     return losses
 
@@ -263,4 +291,6 @@ _CHECKS = {
     "bf16": bf16,
     "state": state,
     "memory": memory,
+    "state_mutation": state_mutation,
+    "schedule": schedule,
 }

@@ -18,16 +18,16 @@ from loopcoder_train.config import (
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.model import IGNORE_INDEX
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
-from tests.distributed.megatron_cases import LAYOUTS, PRESETS, Case
+from tests.distributed.megatron_cases import PRESETS, Case, layout_of
 
 SEQUENCE_LENGTH, ROWS, VOCAB = 48, 2, 64
 # Where documents begin in rows 0, 1, 2, ...: exactly at each seam of two and of four parts (12, 24, 36), and across it.
-_STARTS = ([7, 24, 37], [11, 23, 40], [1, 2, 25, 47], [24], [12, 36])
+_STARTS = ([7, 24, 36], [11, 23, 40], [1, 2, 25, 47], [24], [12, 37])
 
 
 def run_config(case: Case, layout: str | None = None) -> RunConfig:
     """The run of a case under its own or another layout; `layout="plain"` for the plain engine."""
-    world_size, parallel = (1, {}) if layout == "plain" else LAYOUTS[layout or case.layout]
+    world_size, parallel = (1, {}) if layout == "plain" else layout_of(layout or case.layout)
     return RunConfig(
         run_dir="unused",
         model=_model(case),

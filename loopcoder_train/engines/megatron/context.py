@@ -89,6 +89,11 @@ class _GatherRows(torch.autograd.Function):
         return own, None
 
 
+def halo_rows(window_left: int, first: int) -> int:
+    """Rows before row `first` that the window of the chunk beginning there reaches: none at the start of the row."""
+    return min(window_left, first)
+
+
 class _Halo(torch.autograd.Function):
     """What the chunks of this rank see of the chunks before them.
 
@@ -113,7 +118,7 @@ class _Halo(torch.autograd.Function):
 
 
 def _exchange(*, to_next: Tensor, to_previous: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Send to both neighbours in `group` and return what came from the previous and from the next; zeros at the ends."""
+    """Send to both neighbours; returns what came from the previous and from the next, zeros at the ends."""
     rank, ranks = group.rank(), group.size()
     from_previous, from_next = to_next.new_zeros(to_next.shape), to_previous.new_zeros(to_previous.shape)
     operations = []
@@ -144,7 +149,7 @@ class SplitRows:
     def __init__(self, kernels: AttentionKernels, documents: Documents, window_left: int, split: RowSplit):
         self.kernels, self.documents, self.window_left, self.split = kernels, documents, window_left, split
         self._chunks = split.starts(documents.sequence_length)
-        self._halos = [min(window_left, first) for first, _ in self._chunks]
+        self._halos = [halo_rows(window_left, first) for first, _ in self._chunks]
 
     def gathered(self, own: SharedKV) -> SharedKV:
         """Whole rows of keys and values [B, S, G, D] from this rank's [B, n, G, D]."""
@@ -157,10 +162,13 @@ class SplitRows:
             return own
         together = torch.stack([own.key, own.value])  # [2, B, n, G, D]: one message for both
         low, high = together.chunk(2, dim=2)
+        assert low.shape[2] >= self.window_left, "a window reaches beyond the chunk before"
         tails = (chunk[:, :, chunk.shape[2] - self.window_left :] for chunk in (low, high))
-        low_halo, high_halo = _Halo.apply(*tails, self.split.group)
-        keys = [low_halo[:, :, self.window_left - self._halos[0] :], low, high_halo, high]
-        together = torch.cat(keys, dim=2)
+        halos = _Halo.apply(*tails, self.split.group)
+        low_halo, high_halo = (
+            halo[:, :, self.window_left - rows :] for halo, rows in zip(halos, self._halos, strict=True)
+        )
+        together = torch.cat([low_halo, low, high_halo, high], dim=2)
         return SharedKV(together[0], together[1])
 
     def global_attention(self, query: Tensor, shared: SharedKV) -> Tensor:
@@ -179,9 +187,7 @@ class SplitRows:
             self.window_left,
         )
 
-    def _by_chunk(
-        self, query: Tensor, spans: Sequence[tuple[SharedKV, int, int]], window_left: int | None
-    ) -> Tensor:
+    def _by_chunk(self, query: Tensor, spans: Sequence[tuple[SharedKV, int, int]], window_left: int | None) -> Tensor:
         """Each chunk of queries against the keys of its span of rows [first, stop)."""
         outputs = []
         for part, (seen, first, stop) in zip(query.chunk(len(spans), dim=1), spans, strict=True):

@@ -16,7 +16,6 @@ from torch import Tensor, distributed
 from loopcoder_train.config import RunConfig
 from loopcoder_train.engines.engine import MicroBatch, StepResult
 from loopcoder_train.engines.megatron import measure, setup
-from loopcoder_train.engines.megatron.gradient_sync import LoopGradientSync
 from loopcoder_train.engines.megatron.loops import AllLoops, SingleStage
 from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer
@@ -50,8 +49,9 @@ class MegatronEngine:
         self._optimizer = build_optimizer(config, self._ddp, self._layout)
         self._state = OptimizerState(self._optimizer, self._layout, self.mesh)
         self._loops = SingleStage(self.stage) if self.mesh.num_stages == 1 else LoopPipeline(self.stage)
-        self._gradient_sync = LoopGradientSync(self._ddp, config.model.num_loops, self.stage.unused_in_loop_1())
-        self._megatron_config.no_sync_func = self._ddp.no_sync if self.mesh.num_stages == 1 else self._gradient_sync
+        # Overlapped reduction with loops as chunks: DDP counts, in the first step, how often each gradient arrives in
+        # the chunks' last backward passes, and later reduces a bucket when all have arrived as often: in loop 1's.
+        self._megatron_config.no_sync_func = self._ddp.no_sync
         self._megatron_config.finalize_model_grads_func = self._finalize_gradients
         fill(self._state.weight_shards(loading=True), self._initial_value)
 
@@ -68,7 +68,6 @@ class MegatronEngine:
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
         self._loops.begin()
-        self._gradient_sync.begin()
         reports = self._schedule()(
             forward_step_func=self._forward_step,
             data_iterator=self._loops.data([self._on_device(batch) for batch in micro_batches]),
@@ -163,6 +162,4 @@ class MegatronEngine:
         return initial_value(name.removeprefix(MODEL_PREFIX), shape, self.config.model, self.config.seed)
 
     def _on_device(self, batch: MicroBatch) -> MicroBatch:
-        return MicroBatch(
-            *(getattr(batch, name).to(self.device, non_blocking=True) for name in MicroBatch.__slots__)
-        )
+        return MicroBatch(*(getattr(batch, name).to(self.device, non_blocking=True) for name in MicroBatch.__slots__))

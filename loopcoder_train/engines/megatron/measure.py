@@ -6,6 +6,7 @@ there. What only some stages have seen is then told to the others.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -95,9 +96,10 @@ def _observe(
         return [observer]
     parts = list(_one_per_stage(padded, stage.mesh.num_stages))
     loops.begin()
-    loops.observers = [observer_of(part) for part in parts]
-    try:
-        get_forward_backward_func(pp_size=stage.mesh.num_stages, vp_size=stage.config.virtual_pipeline_model_parallel_size)(
+    with _observed_by(loops, [observer_of(part) for part in parts]):
+        get_forward_backward_func(
+            pp_size=stage.mesh.num_stages, vp_size=stage.config.virtual_pipeline_model_parallel_size
+        )(
             forward_step_func=_forward_step,
             data_iterator=loops.data(parts),
             model=loops.model,
@@ -108,8 +110,18 @@ def _observe(
             collect_non_loss_data=True,
         )
         return list(loops.observers)
+
+
+@contextmanager
+def _observed_by(loops: LoopPipeline, observers: list[Observer]) -> Iterator[None]:
+    """A measuring pass. Megatron's schedules enter DDP's `no_sync` and leave it in backward passes only: here it would
+    end when garbage is collected, perhaps amid a later step."""
+    config, no_sync = loops.stage.config, loops.stage.config.no_sync_func
+    loops.observers, config.no_sync_func = observers, None
+    try:
+        yield
     finally:
-        loops.observers = ()
+        loops.observers, config.no_sync_func = (), no_sync
 
 
 def _forward_step(data: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[Tensor, Callable]:

@@ -1,12 +1,12 @@
 """Where this rank stands: its process groups on Megatron's mesh, as the rest of the engine sees them.
 
-    tensor         ranks that hold parts of the same matrices
-    context        ranks that hold parts of the same sequences
-    pipeline       ranks that hold the layers one after the other
-    data           ranks that see other sequences
-    replicas       data x context: ranks that hold the same parameters; gradients are summed over them
-    rows           ranks that hold parts of the same rows between the parallel linears: tensor (sequence parallelism),
-                   context, or both; None where this rank has whole rows
+tensor         ranks that hold parts of the same matrices
+context        ranks that hold parts of the same sequences
+pipeline       ranks that hold the layers one after the other
+data           ranks that see other sequences
+replicas       data x context: ranks that hold the same parameters; gradients are summed over them
+rows           ranks that hold parts of the same rows between the parallel linears: tensor (sequence parallelism),
+               context, or both; None where this rank has whole rows
 """
 
 from dataclasses import dataclass

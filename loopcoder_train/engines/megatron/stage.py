@@ -72,10 +72,7 @@ class Stage(MegatronModule):
             spans = [run.parallel.layers_of_stage(model.num_layers, stage) for stage in range(mesh.num_stages)]
             self.stage_of_layer = [stage for stage, (first, stop) in enumerate(spans) for _ in range(first, stop)]
             self.layers = nn.ModuleDict(  # keyed by the layer's index in the whole model
-                {
-                    str(index): Layer(model, config, group, recompute, index)
-                    for index in range(*spans[mesh.stage_index])
-                }
+                {str(index): Layer(model, config, group, recompute, index) for index in range(*spans[mesh.stage_index])}
             )
             if mesh.is_last_stage:
                 self.norm = Norm(model.hidden_size, model.rms_norm_eps, config)
@@ -104,17 +101,6 @@ class Stage(MegatronModule):
     def shared_embedding_or_output_weight(self) -> nn.Parameter:
         """This stage's embedding or its copy; Megatron asks on the first and the last stage."""
         return self.embed_tokens.weight if self.mesh.is_first_stage else self.lm_head.weight
-
-    def unused_in_loop_1(self) -> list[nn.Parameter]:
-        """Parameters that get no gradient from loop 1: gates, head, and the final norm if N does not use it."""
-        if self.model.num_loops == 1:
-            return []
-        last = [] if self.model.normalize_between_loops else ["norm."]
-        return [
-            parameter
-            for name, parameter in self.named_parameters()
-            if ".plt_gate." in name or name.startswith(("lm_head.", *last))
-        ]
 
     def geometry(self, input_ids: Tensor, document_ids: Tensor | None) -> BatchGeometry:
         """Documents, RoPE tables and local document starts of a batch of whole rows [B, S].
