@@ -123,7 +123,8 @@ def main() -> None:
     environment = (
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, 2 processes of 1 thread, gloo,\n"
         f"torch {version('torch')}, megatron-core {version('megatron-core')}, fp32,\n"
-        f"{BATCH} rows of {SEQUENCE} tokens in microbatches of {MICRO_BATCH}, {ROUNDS} rounds of {STEPS} steps. `python -m tests.benchmarks.layouts`"
+        f"{BATCH} rows of {SEQUENCE} tokens in microbatches of {MICRO_BATCH}, {ROUNDS} rounds of {STEPS} steps.\n"
+        "`python -m tests.benchmarks.layouts`"
     )
     print("\n".join(table))
     before, rest = TARGET.read_text().split(BEGIN)
