@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from loopcoder_train.config.compare import refuse_changes, result_changing_keys
+from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, write_run_config
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
@@ -38,6 +39,33 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
                 refuse_changes(f"run_dir={run_dir}", changes, accepted=config.accept_config_changes)
         write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml, previous
+
+
+def check_init_source(config: RunConfig) -> None:
+    """The run that `model.init_from` names is there with a checkpoint; whether that is good, the workers see.
+
+    A run that resumes does not read it again. Raises UserError.
+    """
+    run_dir = Path(config.run_dir)
+    if config.model.init_source is None or (checkpoints(run_dir) and not config.fresh):
+        return
+    source, step = Path(config.model.init_source[0]), config.model.init_source[1]
+    option, value = "model.init_from", config.model.init_from
+    require(source.is_dir(), option, value, "no such folder", "give the folder of a run, or FOLDER@STEP")
+    same = run_dir.exists() and source.samefile(run_dir)
+    require(not same, option, value, "is this run's own folder", "give another run_dir")
+    saved = checkpoints(source)
+    require(bool(saved), option, value, "holds no checkpoint", "give the folder of a run that has saved one")
+    wanted = f"step-{step or 0:08d}"
+    require(
+        step is None or wanted in saved, option, value, f"holds no checkpoint of step {step}", f"it has {_steps(saved)}"
+    )
+
+
+def _steps(names: set[str]) -> str:
+    """`steps 4, 8, 12` of checkpoint folders; those that are being written are left out."""
+    steps = sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
+    return f"steps {', '.join(map(str, steps))}"
 
 
 def checkpoints(run_dir: Path) -> set[str]:

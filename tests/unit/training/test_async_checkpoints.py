@@ -131,7 +131,8 @@ def test_the_loop_goes_on_while_the_thread_writes_and_tells_afterwards(tmp_path,
     assert told == []  # two steps after it was due nothing is said, as nothing is saved
     first, last = events(tmp_path, "saved")
     assert (first["checkpoint_step"], first["step"]) == (4, 7) and (last["checkpoint_step"], last["step"]) == (7, 7)
-    assert first["stall_seconds"] < first["save_seconds"] and last["stall_seconds"] >= last["save_seconds"]
+    assert first["stall_seconds"] < first["save_seconds"]
+    assert last["stall_seconds"] > last["save_seconds"] / 2, "the end of the run waits"
 
 
 def wait_for(condition):
