@@ -49,23 +49,17 @@ def check_init_source(config: RunConfig) -> None:
     run_dir = Path(config.run_dir)
     if config.model.init_source is None or (checkpoints(run_dir) and not config.fresh):
         return
-    source, step = Path(config.model.init_source[0]), config.model.init_source[1]
-    option, value = "model.init_from", config.model.init_from
+    folder, step = config.model.init_source
+    source, option, value = Path(folder), "model.init_from", config.model.init_from
     require(source.is_dir(), option, value, "no such folder", "give the folder of a run, or FOLDER@STEP")
     same = run_dir.exists() and source.samefile(run_dir)
     require(not same, option, value, "is this run's own folder", "give another run_dir")
-    saved = checkpoints(source)
-    require(bool(saved), option, value, "holds no checkpoint", "give the folder of a run that has saved one")
-    wanted = f"step-{step or 0:08d}"
-    require(
-        step is None or wanted in saved, option, value, f"holds no checkpoint of step {step}", f"it has {_steps(saved)}"
-    )
-
-
-def _steps(names: set[str]) -> str:
-    """`steps 4, 8, 12` of checkpoint folders; those that are being written are left out."""
-    steps = sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
-    return f"steps {', '.join(map(str, steps))}"
+    saved = sorted(name.removeprefix("step-") for name in checkpoints(source))
+    steps = [int(name) for name in saved if name.isdecimal()]  # the others are being written
+    require(bool(steps), option, value, "holds no checkpoint", "give the folder of a run that has saved one")
+    if step is not None:
+        has = f"it has those of steps {', '.join(map(str, steps))}"
+        require(step in steps, option, value, f"holds no checkpoint of step {step}", has)
 
 
 def checkpoints(run_dir: Path) -> set[str]:

@@ -131,12 +131,15 @@ def test_source_of_the_weights_is_looked_for_before_workers_start(workplace, sta
         assert code == 2 and error.count("\n") == 1 and said in error
     source = workplace / "runs/a=b,c"
     source.mkdir(parents=True)
+    (source / "checkpoints/step-00000016.tmp-0123").mkdir(parents=True)
     assert "holds no checkpoint; " in loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c")[2]
     for step in (4, 12):
-        (source / f"checkpoints/step-{step:08d}").mkdir(parents=True)
-    (source / "checkpoints/step-00000016.tmp-0123").mkdir()
+        (source / f"checkpoints/step-{step:08d}").mkdir()
     code, _, error = loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@8")
-    assert code == 2 and "model.init_from=runs/a=b,c@8: holds no checkpoint of step 8; it has steps 4, 12\n" in error
+    assert (
+        code == 2
+        and "model.init_from=runs/a=b,c@8: holds no checkpoint of step 8; it has those of steps 4, 12\n" in error
+    )
     assert started == [] and names_of_runs() == ["a=b,c"]
     assert loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@12") == (0, "", "")
     assert started[0].model.init_source == ("runs/a=b,c", 12)

@@ -28,7 +28,8 @@ def test_every_option_is_classified_exactly_once():
 @pytest.mark.parametrize(
     "key",
     ["seed", "model.num_loops", "model.init_std", "model.init_from", "data.text_share", "data.shares.python",
-     "data.sequence_length", "optimizer.peak_lr", "schedule.kind", "training.num_steps", "training.global_batch_size", "training.precision"],
+     "data.sequence_length", "optimizer.peak_lr", "schedule.kind", "training.num_steps",
+     "training.global_batch_size", "training.precision"],
 )  # fmt: skip
 def test_changes_the_result(key):
     assert changes_result(key)
