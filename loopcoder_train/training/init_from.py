@@ -9,7 +9,6 @@ The source may have any layout and another number of loops, because neither show
 Whatever else differs is an error: a model that starts half from random weights is not what anybody asked for.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +54,8 @@ def init_weights(config: RunConfig, engine: Engine, tokenizer_hash: str) -> Orig
     _check_tokenizer(config, saved, tokenizer_hash)
     _check_options(config, saved, any(map(is_gate, shapes)))
     new, left = _compare(config, shapes)
-    engine_shards = engine.state_shards(loading=True)
-    wanted_names = {MODEL_PREFIX + name for name in parameter_shapes(config.model) if name not in new}
-    found.checkpoint.fill([shard for shard in engine_shards if shard.name in wanted_names])
+    read = {MODEL_PREFIX + name for name in parameter_shapes(config.model) if name not in new}
+    found.checkpoint.fill([shard for shard in engine.state_shards(loading=True) if shard.name in read])
     notes.append(f"weights from {found.checkpoint.path}, {saved.training.tokens:,} tokens trained")
     if new:
         notes.append(f"{len(new)} tensors of gates are new there and start from their initial values")
@@ -98,8 +96,8 @@ def _check_options(config: RunConfig, saved: RunSnapshot, source_has_gates: bool
 def _compare(config: RunConfig, source: dict[str, tuple[int, ...]]) -> tuple[list[str], list[str]]:
     """Gates that only this model has, and gates that only the source has; UserError for every other difference."""
     wanted = parameter_shapes(config.model)
-    new = _all_gates([name for name in wanted if name not in source], source)
-    left = _all_gates([name for name in source if name not in wanted], wanted)
+    new = [name for name in wanted if is_gate(name) and name not in source]
+    left = [name for name in source if is_gate(name) and name not in wanted]
     for name in (*wanted, *source):
         if name in new or name in left or wanted.get(name) == source.get(name):
             continue
@@ -108,11 +106,6 @@ def _compare(config: RunConfig, source: dict[str, tuple[int, ...]]) -> tuple[lis
         )
         raise _refusal(config, f"{name}: {there} there, {here} in this model", "give a run with the same sizes")
     return new, left
-
-
-def _all_gates(names: list[str], other: Iterable[str]) -> list[str]:
-    """`names` that only one of the models has, if they are gates and the other model has no gates at all."""
-    return [] if any(map(is_gate, other)) else [name for name in names if is_gate(name)]
 
 
 def _refusal(config: RunConfig, what: str, remedy: str) -> UserError:
