@@ -6,7 +6,7 @@ from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.main import EXIT_USER_ERROR
-from loopcoder_train.cli.run_dir import checkpoints, prepare
+from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.mixture import plan_mixture
@@ -17,7 +17,7 @@ LAUNCHER_LOCK = "launcher"
 def run(arguments: list[str]) -> int:
     """Parse, compose, train: one run, or one per job of a sweep."""
     command = hydra_app.Command(name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain)
-    return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir")))
+    return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir", "model.init_from")))
 
 
 def pretrain(config: RunConfig) -> int:
@@ -27,6 +27,7 @@ def pretrain(config: RunConfig) -> int:
     as this process lives, the run's by whoever may write into run_dir - first this process, then rank 0.
     """
     check_corpus(config)
+    check_init_source(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
         run_yaml, previous = prepare(config, launcher_lock)
         if not config.launch.start_workers:

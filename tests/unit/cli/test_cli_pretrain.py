@@ -121,6 +121,51 @@ def test_fresh_without_a_run_is_an_ordinary_start(workplace, started, loopcoder)
     assert names_of_runs() == ["quickstart"]
 
 
+def test_source_of_the_weights_is_looked_for_before_workers_start(workplace, started, loopcoder):
+    for source, said in (
+        ("runs/none", "model.init_from=runs/none: no such folder"),
+        ("runs/none@4", "model.init_from=runs/none@4: no such folder"),
+        ("@4", "model.init_from='@4': must be the folder of a run, or FOLDER@STEP"),
+    ):
+        code, _, error = loopcoder("pretrain", *QUICK, f"model.init_from={source}")
+        assert code == 2 and error.count("\n") == 1 and said in error
+    source = workplace / "runs/a=b,c"
+    source.mkdir(parents=True)
+    (source / "checkpoints/step-00000016.tmp-0123").mkdir(parents=True)
+    assert "holds no checkpoint; " in loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c")[2]
+    for step in (4, 12):
+        (source / f"checkpoints/step-{step:08d}").mkdir()
+    code, _, error = loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@8")
+    assert (
+        code == 2
+        and "model.init_from=runs/a=b,c@8: holds no checkpoint of step 8; it has those of steps 4, 12\n" in error
+    )
+    assert started == [] and names_of_runs() == ["a=b,c"]
+    assert loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@12") == (0, "", "")
+    assert started[0].model.init_source == ("runs/a=b,c", 12)
+
+
+def test_a_run_that_resumes_needs_its_source_no_more_but_a_fresh_one_does(workplace, started, loopcoder):
+    source = workplace / "runs/source/checkpoints/step-00000004"
+    source.mkdir(parents=True)
+    words = (*QUICK, "model.init_from=runs/source")
+    assert loopcoder("pretrain", *words)[0] == 0
+    a_checkpoint(workplace)
+    source.rename(workplace / "gone")
+    assert loopcoder("pretrain", *words)[0] == 0
+    code, _, error = loopcoder("pretrain", *words, "fresh=true")
+    assert code == 2 and "holds no checkpoint" in error and "quickstart.old-1" not in names_of_runs()
+    code, _, error = loopcoder("pretrain", *QUICK)
+    assert code == 2 and "model.init_from runs/source -> None" in error and "fresh=true" in error
+
+
+def test_a_run_cannot_start_from_the_folder_that_it_sets_aside(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
+    code, _, error = loopcoder("pretrain", *QUICK, "model.init_from=./runs/quickstart", "fresh=true")
+    assert code == 2 and "is this run's own folder" in error and names_of_runs() == ["quickstart"]
+
+
 def test_locks_are_held_as_needed(workplace, loopcoder, monkeypatch):
     seen = {}
 
