@@ -1,6 +1,6 @@
 """The protocol between the training loop and whatever runs the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,17 @@ class StepResult:
     loss: float  # nats per supervised token of the whole global batch
     supervised_tokens: int  # of the whole global batch
     grad_norm: float  # global L2 norm before clipping
+    updated: bool = True  # false: the step was refused, and weights, moments and Adam's step are as before
+
+
+# Looks at a step whose gradients are there and whose update is not yet made: may it be? Every rank is asked at the same
+# moment and all must answer alike; the answer may need collectives.
+Accept = Callable[[StepResult], bool]
+
+
+def accept_every_step(_: StepResult) -> bool:
+    """The judgement of whoever has none."""
+    return True
 
 
 class Engine(Protocol):
@@ -39,10 +50,13 @@ class Engine(Protocol):
     data_parallel_rank: int
     data_parallel_size: int
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """Forward and backward over this rank's micro-batches, then one AdamW step at `learning_rate`.
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one AdamW step at `learning_rate` if `accept`ed.
 
-        Loss = sum of token losses / supervised tokens of the global batch, whatever the split into micro-batches.
+        Loss = sum of token losses / supervised tokens of the global batch, whatever the split into micro-batches. A
+        step that is refused leaves no trace but its result.
         """
         ...
 

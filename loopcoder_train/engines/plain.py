@@ -1,7 +1,7 @@
 """The plain-torch model on one process, behind the engine protocol: the yardstick for every other engine.
 
 weights (fp32, or a bf16 copy of fp32 masters) -> forward, backward per micro-batch -> fp32 gradient sums
--> clip -> AdamW on the fp32 masters -> copy back
+-> norm, which may be refused -> clip -> AdamW on the fp32 masters -> copy back
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loopcoder_train.config import Precision, RunConfig
-from loopcoder_train.engines.engine import MicroBatch, StepResult
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
 from loopcoder_train.engines.telemetry import LoopRecorder, telemetry_values
 from loopcoder_train.model import IGNORE_INDEX, PLT, build_model
 from loopcoder_train.model.loss import count_supervised, token_losses
@@ -52,8 +52,10 @@ class PlainEngine:
         ]
         return torch.optim.AdamW(groups, lr=options.peak_lr, betas=(options.beta1, options.beta2), eps=options.eps)
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """One AdamW step over `micro_batches`."""
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
+    ) -> StepResult:
+        """One AdamW step over `micro_batches`, if `accept` lets it be made."""
         supervised = sum(int(count_supervised(batch.labels)) for batch in micro_batches)
         self.optimizer.zero_grad(set_to_none=False)
         loss = 0.0
@@ -64,13 +66,17 @@ class PlainEngine:
             loss += float(losses.detach().double().sum()) / supervised
             self._collect_gradients()
         masters = list(self.master.values())
-        clip = self.config.optimizer.clip_grad_norm or float("inf")
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(masters, clip))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self._copy_back()
-        return StepResult(loss=loss, supervised_tokens=supervised, grad_norm=grad_norm)
+        grad_norm = torch.nn.utils.get_total_norm([master.grad for master in masters])
+        result = StepResult(loss=loss, supervised_tokens=supervised, grad_norm=float(grad_norm))
+        result.updated = accept(result)
+        if result.updated:
+            clip = self.config.optimizer.clip_grad_norm or float("inf")
+            torch.nn.utils.clip_grads_with_norm_(masters, clip, grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            self._copy_back()
+        return result
 
     def _collect_gradients(self) -> None:
         """Add this micro-batch's gradients to the fp32 sums."""

@@ -74,10 +74,15 @@ def mutation(case: Case) -> dict[str, float]:
 
 
 def training(case: Case) -> dict[str, float]:
-    """Evaluation, telemetry, then three AdamW steps against the plain engine: losses, norms, weights, moments."""
+    """Evaluation, telemetry, then three AdamW steps against the plain engine: losses, norms, weights, moments.
+
+    Before two of them this engine alone makes a step that is refused.
+    """
     engine, plain = _engine(case), _plain_engine(case)
     errors = _evaluation_errors(engine, plain, case)
     for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
+        if step < 2:
+            errors["refused"] = max(errors.get("refused", 0.0), _trace_of_a_refused_step(engine, case))
         batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step)
         result = engine.train_step(_mine(engine, batches), learning_rate)
         reference = plain.train_step(batches, learning_rate)
@@ -88,6 +93,19 @@ def training(case: Case) -> dict[str, float]:
         errors["grad_norm"] = max(errors.get("grad_norm", 0.0), relative)
     assert engine.state_scalars() == plain.state_scalars() == {"optimizer_step": 3}
     return errors | _state_errors(engine, plain) | {"after_a_step": _evaluation_error_after_a_step(engine, plain, case)}
+
+
+def _trace_of_a_refused_step(engine: MegatronEngine, case: Case) -> float:
+    """How far a step that is refused moves any weight, live or main, or moment."""
+    engine.token_losses(*micro_batches(1, case.packed, step=9))  # overlapped gathering of weights waits for a pass
+    before = [shard.data.clone() for shard in engine.state_shards(loading=True)]
+    scalars = engine.state_scalars()
+    batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step=7)
+    result = engine.train_step(_mine(engine, batches), 1.0, lambda result: result.grad_norm < 0)
+    assert not result.updated and result.grad_norm > 0
+    assert engine.state_scalars() == scalars
+    after = [shard.data for shard in engine.state_shards(loading=True)]
+    return max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True) if a.numel())
 
 
 def _evaluation_error_after_a_step(engine: MegatronEngine, plain: PlainEngine, case: Case) -> float:

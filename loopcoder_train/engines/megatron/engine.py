@@ -1,7 +1,7 @@
 """The PLT on Megatron-core behind the engine protocol.
 
 micro-batches -> Megatron's schedule (forward, backward; loss SUMS) -> finalize (sum over ranks, divide by the global
-batch's supervised tokens) -> clip -> AdamW on fp32 main tensors -> live weights
+batch's supervised tokens) -> norm, which may be refused -> clip -> AdamW on fp32 main tensors -> live weights
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
 from loopcoder_train.config import RunConfig
-from loopcoder_train.engines.engine import MicroBatch, StepResult
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
 from loopcoder_train.engines.megatron import measure, setup
 from loopcoder_train.engines.megatron.loops import AllLoops, SingleStage
 from loopcoder_train.engines.megatron.mesh import Mesh
-from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer
+from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer, gradient_norm, update
 from loopcoder_train.engines.megatron.parameters import fill, stage_layout
 from loopcoder_train.engines.megatron.pipeline import LoopChunk, LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
@@ -55,13 +55,17 @@ class MegatronEngine:
         self._megatron_config.finalize_model_grads_func = self._finalize_gradients
         fill(self._state.weight_shards(loading=True), self._initial_value)
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
-        """One AdamW step over this rank's `micro_batches` and those of the other data-parallel ranks."""
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
+    ) -> StepResult:
+        """One AdamW step over this rank's `micro_batches` and those of the other ranks, if `accept` lets it be made."""
         loss, supervised = self.forward_backward(micro_batches)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        _, grad_norm, _ = self._optimizer.step()
-        return StepResult(loss=loss, supervised_tokens=supervised, grad_norm=grad_norm)
+        grad_norm = gradient_norm(self._optimizer)
+        result = StepResult(loss=loss, supervised_tokens=supervised, grad_norm=grad_norm)
+        result.updated = accept(result)
+        if result.updated:
+            update(self._optimizer, grad_norm, learning_rate)
+        return result
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
         """Loss (nats per supervised token of the global batch) and that number of tokens; gradients stay in place."""

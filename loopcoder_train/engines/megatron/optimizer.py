@@ -26,6 +26,7 @@ from megatron.core.optimizer import (
     ParamKey,
     get_megatron_optimizer,
 )
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from torch import Tensor, nn
 
@@ -56,6 +57,24 @@ def build_optimizer(config: RunConfig, ddp: DistributedDataParallel, layout: Lay
     for group in optimizer.param_groups:
         group["weight_decay"] = config.optimizer.weight_decay * group["wd_mult"]
     return optimizer
+
+
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """L2 norm of the finished gradients over all ranks. Collective. With `update`, Megatron's `step` in two halves."""
+    refused = optimizer.prepare_grads()
+    assert not refused, "only a loss scaler refuses, and bf16 needs none"
+    return optimizer.get_grad_norm()
+
+
+@torch.no_grad()
+def update(optimizer: MegatronOptimizer, grad_norm: float, learning_rate: float) -> None:
+    """Clip by `grad_norm`, which `gradient_norm` has told, and make the step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    parameters = optimizer.get_parameters()
+    if optimizer.config.clip_grad > 0.0 and parameters:  # a rank of the distributed optimizer may have none
+        clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm)
+    optimizer.step_with_ready_grads()
 
 
 @dataclass(slots=True)

@@ -81,6 +81,25 @@ def test_the_split_into_micro_batches_changes_nothing(micro_batch_size):
 
 
 @pytest.mark.parametrize("precision", Precision)
+def test_a_refused_step_leaves_no_trace(precision):
+    straight, refusing = (PlainEngine(run_config(precision=precision), CPU) for _ in range(2))
+    seen = []
+
+    def refuse(result):
+        seen.append(result)
+        return False
+
+    for step in range(3):
+        straight.train_step(batches(seed=step), 1e-2)
+        refused = refusing.train_step(batches(seed=77 + step), 10.0, refuse)
+        assert refused is seen[-1] and not refused.updated and refused.grad_norm > 0
+        assert refusing.state_scalars() == {"optimizer_step": step}
+        assert refusing.train_step(batches(seed=step), 1e-2, lambda result: True).updated
+    for ours, theirs in zip(refusing.state_shards(loading=True), straight.state_shards(loading=True), strict=True):
+        assert torch.equal(ours.data, theirs.data), ours.name
+
+
+@pytest.mark.parametrize("precision", Precision)
 def test_restored_state_continues_bit_for_bit(precision):
     straight = PlainEngine(run_config(precision=precision), CPU)
     losses = [straight.train_step(batches(seed=step), 1e-2).loss for step in range(6)]
