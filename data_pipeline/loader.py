@@ -1,10 +1,12 @@
-"""The part of every step that one data-parallel rank needs, read ahead by a thread.
+"""The part of every step's batch that one data-parallel rank needs, read ahead by a thread.
 
-The journey of a step: step t covers positions [t*G, (t+1)*G) of the stream, G = global batch size; rank d of D takes
+The journey of a batch: batch t covers positions [t*G, (t+1)*G) of the stream, G = global batch size; rank d of D takes
 the d-th contiguous G/D of them and reads them in micro-batches. So the union over ranks does not depend on D, on the
-micro-batch size or on how far ahead the thread reads. State: the number of the next step.
+micro-batch size or on how far ahead the thread reads. State: the number of the next batch. That is the number of steps
+done as long as no batch was discarded (training/bad_steps.py).
 """
 
+import itertools
 import queue
 import threading
 import time
@@ -17,7 +19,9 @@ _POLL_SECONDS = 0.1
 
 
 class StreamLoader(Iterator[list[Batch]]):
-    """Iterates over `num_steps` steps from `start_step`; each item is this rank's micro-batches of one step.
+    """Iterates over `num_steps` batches from batch `start_step`; each item is this rank's micro-batches of one.
+
+    num_steps None: without end. The stream goes on behind what was planned, for runs that discard batches.
 
     Sizes are in sequences. prefetch_steps >= 1 steps are read ahead. `wait_seconds`: how long the last `next` waited.
     An error of the reading thread is raised by the `next` that would have returned its step. `close` stops the
@@ -29,7 +33,7 @@ class StreamLoader(Iterator[list[Batch]]):
         stream: TokenStream,
         *,
         start_step: int,
-        num_steps: int,
+        num_steps: int | None,
         global_batch_size: int,
         micro_batch_size: int,
         data_parallel_rank: int = 0,
@@ -37,15 +41,13 @@ class StreamLoader(Iterator[list[Batch]]):
         prefetch_steps: int = 2,
     ) -> None:
         _check_sizes(global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size, prefetch_steps)
-        end = (start_step + num_steps) * global_batch_size
-        if start_step < 0 or num_steps < 0 or end > stream.total:
-            raise DataError(
-                f"data: steps {start_step}..{start_step + num_steps} of {global_batch_size} sequences need positions "
-                f"up to {end}, the mixture holds {stream.total}; plan the mixture for the whole run"
-            )
+        if start_step < 0:
+            raise DataError(f"data: step {start_step}: must be >= 0")
+        if num_steps is not None:
+            _check_plan(stream, start_step, num_steps, global_batch_size)
         self.wait_seconds = 0.0
         self._stream = stream
-        self._steps = range(start_step, start_step + num_steps)
+        self._steps = itertools.count(start_step) if num_steps is None else range(start_step, start_step + num_steps)
         self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
         self._rank_size = global_batch_size // data_parallel_size
         self._rank_offset = data_parallel_rank * self._rank_size
@@ -102,6 +104,15 @@ class StreamLoader(Iterator[list[Batch]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_plan(stream: TokenStream, start_step: int, num_steps: int, global_batch_size: int) -> None:
+    end = (start_step + num_steps) * global_batch_size
+    if num_steps < 0 or end > stream.total:
+        raise DataError(
+            f"data: steps {start_step}..{start_step + num_steps} of {global_batch_size} sequences need positions "
+            f"up to {end}, the mixture holds {stream.total}; plan the mixture for the whole run"
+        )
 
 
 def _check_sizes(global_batch: int, micro_batch: int, rank: int, size: int, prefetch: int) -> None:

@@ -7,7 +7,8 @@ leaf the number is the index in the source. All of it is exact integer arithmeti
 
 - `lookup` is a bijection between `[0, total)` and the (source, index) pairs, with no table and no state;
 - `count(source, position)` is the same walk with `L` alone;
-- after `total` positions every source has given exactly its quota.
+- after `total` positions every source has given exactly its quota, and the positions behind them go on alike, since
+  `L(m + q) = L(m) + q_left`. A run that discards batches reads there.
 
 The root splits text | code, so that pair is never more than half a sequence from its share; below it the trees are
 Huffman trees on the quotas, which bounds the deviation of any source by 0.5 * (1/F_1 + 1/F_2 + ...) < 1.7 sequences
@@ -91,12 +92,9 @@ class Mixture:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def lookup(self, position: int) -> tuple[int, int]:
-        """(source_index, index of the sequence in that source) at `position` in [0, total)."""
-        if not 0 <= position < self.total:
-            raise DataError(
-                f"stream position {position}: the mixture holds positions 0..{self.total - 1}; "
-                "plan the mixture for more sequences"
-            )
+        """(source_index, index of the sequence in that source) at `position` >= 0; indices may exceed the quota."""
+        if position < 0:
+            raise DataError(f"stream position {position}: must be >= 0")
         nodes, node, item = self._nodes, self._root, int(position)
         while node >= 0:
             double_left, total, double_total, left, right = nodes[node]
@@ -108,7 +106,7 @@ class Mixture:
         return ~node, item
 
     def count(self, source_index: int, position: int) -> int:
-        """Sequences of a source among the first `position` (0..total) of the stream."""
+        """Sequences of a source among the first `position` (>= 0) of the stream."""
         self._check_prefix(position)
         if not 0 <= source_index < len(self.names):
             raise DataError(f"source index {source_index}: the mixture has sources 0..{len(self.names) - 1}")
@@ -137,8 +135,8 @@ class Mixture:
         return counts
 
     def _check_prefix(self, position: int) -> None:
-        if not 0 <= position <= self.total:
-            raise DataError(f"stream prefix {position}: the mixture holds prefixes 0..{self.total}")
+        if position < 0:
+            raise DataError(f"stream prefix {position}: must be >= 0")
 
 
 def _check(names: list[str], kinds: list[str], quotas: list[int]) -> None:

@@ -102,13 +102,13 @@ class TokenStream:
 
     @property
     def total(self) -> int:
-        """Positions in the stream: sequences of all sources."""
+        """Positions that were planned: sequences of all sources. The stream goes on behind them."""
         return self.mixture.total
 
     def read(self, positions: Sequence[int]) -> Batch:
-        """The sequences at `positions` (each in [0, total)), in that order.
+        """The sequences at `positions` (each >= 0), in that order.
 
-        Raises DataError for a position outside the stream, a damaged shard, or a token id outside the vocabulary.
+        Raises DataError for a negative position, a damaged shard, or a token id outside the vocabulary.
         """
         B, S = len(positions), self.sequence_length
         inputs_BS = np.empty((B, S), dtype=np.int64)
@@ -177,8 +177,11 @@ class TokenStream:
             "shuffle_block_tokens": self.shuffle_block_tokens,
         }
 
-    def check_state(self, state: dict[str, Any]) -> int:
-        """The position of a saved state. Raises DataError, naming the keys, if it is of another stream."""
+    def check_state(self, state: dict[str, Any], *, discarded_sequences: int = 0) -> int:
+        """The position of a saved state. Raises DataError, naming the keys, if it is of another stream.
+
+        `discarded_sequences`: how many were read and not trained; so far behind the planned ones a run may come.
+        """
         own = self.state(0)
         missing = sorted(own.keys() - state.keys())
         if missing:
@@ -187,8 +190,9 @@ class TokenStream:
         if differing:
             shown = "; ".join(f"{key} was {str(state[key])[:16]}, is {str(own[key])[:16]}" for key in differing)
             raise DataError(f"data state: {shown}; resume with the data of the run, or start a new run")
-        if not 0 <= state["position"] <= self.total:
-            raise DataError(f"data state: position {state['position']} is outside 0..{self.total}")
+        last = self.total + discarded_sequences
+        if not 0 <= state["position"] <= last:
+            raise DataError(f"data state: position {state['position']} is outside 0..{last}")
         return int(state["position"])
 
 

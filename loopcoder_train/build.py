@@ -31,8 +31,8 @@ from loopcoder_train.runtime.failure import FailureRecorded
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
+from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
-from loopcoder_train.training.divergence_hook import DivergenceHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
@@ -44,6 +44,7 @@ from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
 from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
 from loopcoder_train.training.state import TrainingState
+from loopcoder_train.training.step_history import StepHistory
 from loopcoder_train.training.telemetry_hook import TelemetryHook
 
 
@@ -71,7 +72,7 @@ def pretrain(config: RunConfig) -> None:
         stream = build_stream(config, corpus, plan)
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
-        start_step = snapshot.training.step if snapshot else 0
+        state = snapshot.training if snapshot else TrainingState()
         origin = None
         if snapshot:
             check_position(config, stream, snapshot)
@@ -83,7 +84,7 @@ def pretrain(config: RunConfig) -> None:
         if origin:
             said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
             metrics.event("weights_from", 0, "; ".join(origin.notes), **said)
-        loader = stack.enter_context(build_loader(config, stream, engine, start_step))
+        loader = stack.enter_context(build_loader(config, stream, engine, state.batches))
         run = Run(
             run_dir=Path(config.run_dir),
             engine=engine,
@@ -98,12 +99,13 @@ def pretrain(config: RunConfig) -> None:
             tokens_per_step=config.tokens_per_step,
             metrics=metrics,
             console=console,
-            state=snapshot.training if snapshot else TrainingState(),
+            state=state,
+            history=restored_history(config, snapshot),
             stop_after_step=config.training.stop_after_step,
         )
-        if start_step >= run.last_step:
+        if state.step >= run.last_step:
             console.note(f"nothing left to do: training.num_steps or stop_after_step is {run.last_step}")
-        fit(run, build_hooks(config, corpus, stream, engine, process, snapshot))
+        fit(run, build_hooks(config, corpus, stream, engine, process, console, snapshot))
         console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
 
 
@@ -199,14 +201,22 @@ def leave_abandoned_future(config: RunConfig, step: int, process: Process, conso
 
 
 def check_position(config: RunConfig, stream: TokenStream, snapshot: RunSnapshot) -> None:
-    """The saved data position belongs to this stream and to the saved step."""
-    position = stream.check_state(snapshot.stream)
-    expected = snapshot.training.step * config.training.global_batch_size
+    """The saved data position belongs to this stream and to the saved step and discarded batches."""
+    size, state = config.training.global_batch_size, snapshot.training
+    position = stream.check_state(snapshot.stream, discarded_sequences=state.discarded_batches * size)
+    expected = state.batches * size
     if position != expected:
+        discarded = f" and {state.discarded_batches} discarded batches" if state.discarded_batches else ""
         raise UserError(
-            f"training.global_batch_size={config.training.global_batch_size}: step {snapshot.training.step} would "
-            f"stand at sequence {expected}, the checkpoint stands at {position}; use the batch size of the run"
+            f"training.global_batch_size={size}: step {state.step}{discarded} would stand at sequence {expected}, the "
+            f"checkpoint stands at {position}; use the batch size of the run"
         )
+
+
+def restored_history(config: RunConfig, snapshot: RunSnapshot | None) -> StepHistory:
+    """What the checkpoint knows about the last steps, or nothing yet."""
+    length = config.guards.history_steps
+    return StepHistory.from_json(snapshot.history, length) if snapshot else StepHistory(length)
 
 
 def open_metrics(config: RunConfig, process: Process, snapshot: RunSnapshot | None) -> Metrics:
@@ -236,12 +246,15 @@ def logger_run_ids(config: RunConfig, snapshot: RunSnapshot | None) -> dict[str,
     return {"wandb": stable_wandb_id(Path(config.run_dir), saved)}
 
 
-def build_loader(config: RunConfig, stream: TokenStream, engine: Engine, start_step: int) -> StreamLoader:
-    """This rank's micro-batches from `start_step` to the end of the run, read ahead by a thread."""
+def build_loader(config: RunConfig, stream: TokenStream, engine: Engine, first_batch: int) -> StreamLoader:
+    """This rank's micro-batches from `first_batch` on, read ahead by a thread.
+
+    Without end: nobody knows how many batches will be discarded. The plan covers `training.num_steps` of them.
+    """
     return StreamLoader(
         stream,
-        start_step=start_step,
-        num_steps=max(0, config.training.num_steps - start_step),
+        start_step=first_batch,
+        num_steps=None,
         global_batch_size=config.training.global_batch_size,
         micro_batch_size=config.training.micro_batch_size,
         data_parallel_rank=engine.data_parallel_rank,
@@ -256,6 +269,7 @@ def build_hooks(
     stream: TokenStream,
     engine: Engine,
     process: Process,
+    console: Console,
     snapshot: RunSnapshot | None,
 ) -> list[Hook]:
     """What happens around a step, in order: judge, record, measure, save."""
@@ -267,18 +281,19 @@ def build_hooks(
         )
         return report.metrics()
 
+    saving = CheckpointHook(
+        config.checkpoint,
+        process.device,
+        stream_state=lambda batches: stream.state(batches * config.training.global_batch_size),
+        options=result_options(config),
+        logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
+    )
     return [
-        DivergenceHook(),
+        BadStepHook(config.guards, last_saved=saving.last_saved, load=lambda: resume(config, engine, process, console)),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps),
         EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
         TelemetryHook(
             probe_batch(corpus, data.sequence_length, telemetry.num_sequences), every_steps=telemetry.every_steps
         ),
-        CheckpointHook(
-            config.checkpoint,
-            process.device,
-            stream_state=lambda step: stream.state(step * config.training.global_batch_size),
-            options=result_options(config),
-            logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
-        ),
+        saving,
     ]

@@ -6,6 +6,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.guards import GuardsConfig, OnBadStep
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
 from loopcoder_train.config.model import GateInput, LoopKind, ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig, ScheduleKind
@@ -31,12 +32,14 @@ __all__ = [
     "EvaluationConfig",
     "GateInput",
     "GlobalKernel",
+    "GuardsConfig",
     "KernelConfig",
     "LaunchConfig",
     "LocalKernel",
     "LoggingConfig",
     "LoopKind",
     "ModelConfig",
+    "OnBadStep",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",

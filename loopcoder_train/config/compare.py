@@ -23,6 +23,11 @@ RESULT_CHANGING = {
     "training.num_steps": "the schedule's length, hence the learning rate of every step",
     "training.global_batch_size": "which sequences a step sees",
     "training.precision": "the arithmetic of every step",
+    "guards.nonfinite": "which steps are kept",
+    "guards.spike": "which steps are kept",
+    "guards.spike_sigmas": "which steps are kept",
+    "guards.history_steps": "which steps are kept",
+    "guards.spike_warmup_steps": "which steps are kept",
 }
 
 # Option or group -> why it may change. A longer name wins over a shorter one, whichever table it is in.
@@ -45,6 +50,7 @@ FREE_TO_CHANGE = {
     "evaluation": "an interval; evaluation never touches the weights",
     "telemetry": "an interval; telemetry never touches the weights",
     "logging": "sinks and an interval",
+    "guards": "when a run stops, what is compared and reported; never the weights",
     "launch": "how processes start",
 }
 

@@ -5,6 +5,7 @@ from enum import Enum
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError, require, require_positive
+from loopcoder_train.config.guards import GuardsConfig
 from loopcoder_train.config.kernels import KernelConfig
 from loopcoder_train.config.model import ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -112,6 +113,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 

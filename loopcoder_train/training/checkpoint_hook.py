@@ -34,8 +34,8 @@ class _InFlight:
 class CheckpointHook(Hook):
     """Saves weights, optimizer, counters and data position.
 
-    `stream_state(step)` is the data position after `step` steps; `logger_run_ids` and
-    `options` (those that change the result) are kept for the next attempt.
+    `stream_state(batches)` is the data position after so many batches; `logger_run_ids` and `options` (those that
+    change the result) are kept for the next attempt.
     """
 
     def __init__(
@@ -69,6 +69,16 @@ class CheckpointHook(Hook):
             error = self._save(run)
             if error is not None:
                 self._tell_failure(run, step.number, error)
+
+    def after_bad_step(self, run: Run, step: Step) -> None:
+        """The run may have gone back to the last good checkpoint."""
+        self._saved_at = min(self._saved_at, run.state.step)
+
+    def last_saved(self, run: Run) -> int:
+        """Step of the last good checkpoint, 0 without one, after waiting for the save in flight. Collective."""
+        if self._in_flight:
+            self._settle(run)
+        return self._saved_at
 
     def on_stop(self, run: Run) -> None:
         """Wait for the save in flight, then save the last step."""
@@ -111,9 +121,10 @@ class CheckpointHook(Hook):
         snapshot = RunSnapshot(
             training=run.state,
             engine=run.engine.state_scalars(),
-            stream=self._stream_state(step),
+            stream=self._stream_state(run.state.batches),
             loggers=self._logger_run_ids,
             options=self._options,
+            history=run.history.to_json(),
         )
         what = step, run.engine.state_shards(loading=False), snapshot.to_json()
         own = rank_state(self._device)

@@ -1,7 +1,7 @@
 """The training loop: batch, learning rate, engine step, hooks.
 
 Everything that is not one of these four is a hook, called in the order of the list on every rank. Hooks that decide
-whether a step may be kept come first, the one that saves comes last.
+whether a step may be made come first, the one that saves comes last.
 """
 
 import time
@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loopcoder_train.engines.engine import Engine
+from loopcoder_train.engines.engine import Engine, StepResult
 from loopcoder_train.training.batch import NumpyBatch, to_micro_batch
 from loopcoder_train.training.metrics import Metrics
 from loopcoder_train.training.progress import Console
 from loopcoder_train.training.state import TrainingState
+from loopcoder_train.training.step_history import StepHistory
 
 
 @dataclass(slots=True)
 class Step:
-    """One finished optimizer step; `number` counts from 1. Losses and norms are equal on every rank."""
+    """One optimizer step, made or refused; losses and norms are equal on every rank."""
 
-    number: int
+    number: int  # from 1; of a refused step: the number that it would have got
+    made: bool  # whether the weights were changed
     learning_rate: float
     loss: float  # nats per supervised token of the global batch
     grad_norm: float
@@ -37,13 +39,14 @@ class Run:
 
     run_dir: Path
     engine: Engine
-    data: Iterator[Sequence[NumpyBatch]]  # this rank's micro-batches, step by step, from `state.step` on
+    data: Iterator[Sequence[NumpyBatch]]  # this rank's micro-batches, batch by batch, from `state.batches` on
     learning_rate: Callable[[int], float]  # of the tokens trained at the end of a step
     num_steps: int
     tokens_per_step: int  # positions of the global batch
     metrics: Metrics = field(default_factory=Metrics)  # writes on rank 0, does nothing elsewhere
     console: Console = field(default_factory=Console)  # likewise
     state: TrainingState = field(default_factory=TrainingState)
+    history: StepHistory = field(default_factory=StepHistory)  # kept by whoever judges steps, saved with `state`
     stop_after_step: int | None = None  # stop here although the schedule runs to num_steps
     stop_reason: str | None = None  # set by a hook, on every rank at the same step, to end the run cleanly
 
@@ -59,8 +62,16 @@ class Hook:
     def on_start(self, run: Run) -> None:
         """Before the first step of this attempt."""
 
+    def accepts(self, run: Run, result: StepResult) -> bool:
+        """Before the update of each step: may it be made? Must be answered alike on every rank."""
+        return True
+
     def after_step(self, run: Run, step: Step) -> None:
         """After each optimizer step."""
+
+    def after_bad_step(self, run: Run, step: Step) -> None:
+        """Instead, after a step whose update was refused. A hook before this one may have gone back to a checkpoint,
+        so that `run.state.step` is less than it was."""
 
     def on_stop(self, run: Run) -> None:
         """After the last step, when the run ends without an error: finished, stopped after a step, or asked to stop."""
@@ -75,9 +86,12 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
         for hook in hooks:
             hook.on_start(run)
         while run.state.step < run.last_step and run.stop_reason is None:
-            step = train_one_step(run)
+            step = train_one_step(run, hooks)
             for hook in hooks:
-                hook.after_step(run, step)
+                if step.made:
+                    hook.after_step(run, step)
+                else:
+                    hook.after_bad_step(run, step)
         for hook in hooks:
             hook.on_stop(run)
     finally:
@@ -86,18 +100,27 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
     return run.state
 
 
-def train_one_step(run: Run) -> Step:
-    """The next batch, its learning rate, one optimizer step; advances `run.state`."""
+def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
+    """The next batch, its learning rate, one optimizer step if every hook accepts it; advances `run.state`."""
     started = time.perf_counter()
     batches = next(run.data)
     arrived = time.perf_counter()
     learning_rate = run.learning_rate(run.state.tokens + run.tokens_per_step)
-    result = run.engine.train_step([to_micro_batch(batch) for batch in batches], learning_rate)
-    run.state.step += 1
-    run.state.tokens += run.tokens_per_step
-    run.state.supervised_tokens += result.supervised_tokens
+    result = run.engine.train_step(
+        [to_micro_batch(batch) for batch in batches],
+        learning_rate,
+        accept=lambda result: all(hook.accepts(run, result) for hook in hooks),
+    )
+    number = run.state.step + 1
+    if result.updated:
+        run.state.step += 1
+        run.state.tokens += run.tokens_per_step
+        run.state.supervised_tokens += result.supervised_tokens
+    else:
+        run.state.discarded_batches += 1
     return Step(
-        number=run.state.step,
+        number=number,
+        made=result.updated,
         learning_rate=learning_rate,
         loss=result.loss,
         grad_norm=result.grad_norm,

@@ -1,8 +1,9 @@
 """`metrics.jsonl`, the record of a run: append-only, one JSON object per line, written by rank 0.
 
 Every line has `kind` ("train", "evaluation", "telemetry" or "event"), `step`, `attempt` and `time` (Unix seconds). A
-resumed run appends; where a step was trained twice the last line of its kind counts (:func:`read_metrics`). Each line
-is one unbuffered write, so kill -9 loses at most the tail of one line, which the next attempt closes with a newline.
+resumed run appends, and so does one that went back to a checkpoint because of a bad step; where a step was trained
+twice the last line of its kind counts (:func:`read_metrics`). Each line is one unbuffered write, so kill -9 loses at
+most the tail of one line, which the next attempt closes with a newline.
 
 A full disk does not stop training: lines wait in memory (the newest :data:`MAX_WAITING_LINES`) and are written once
 there is room. The first failure and the recovery are reported; a run that ends before there was room says how many
@@ -157,7 +158,8 @@ def finite(value: object) -> object:
 def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]:
     """The final records of a run, ordered as first written: per kind and step the last line wins, events all stay.
 
-    What was measured after the step that a later attempt resumed from is left out: the weights never took those steps.
+    What was measured after the step that the run resumed from later, or went back to, is left out: the weights do not
+    contain those steps.
 
     Lines cut off by a kill are skipped with one warning that counts them. FileNotFoundError without a file.
     """
@@ -170,7 +172,7 @@ def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]
             if record is None:
                 torn += bool(line.strip())
                 continue
-            if record.get("event") in ("started", "resumed"):
+            if record.get("event") in ("started", "resumed", "step_rewound"):
                 _drop_after(records, record["step"])
             if wanted is not None and record["kind"] not in wanted:
                 continue

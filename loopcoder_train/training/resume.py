@@ -2,8 +2,8 @@
 
 `state.json` (one per checkpoint, equal for all ranks):
 
-    {"version": 1, "training": TrainingState, "engine": scalars, "stream": position and hashes, "loggers": run ids,
-     "options": the options that change the result}
+    {"version": 2, "training": TrainingState, "engine": scalars, "stream": position and hashes, "loggers": run ids,
+     "options": the options that change the result, "history": StepHistory}
 
 and one JSON object per rank with its random generators. Nothing in training draws random numbers today (initial values
 and data order are functions of the seed), so a changed number of processes, for which no generators are saved, changes
@@ -24,8 +24,8 @@ from loopcoder_train.engines.engine import Engine
 from loopcoder_train.model.state import TensorShard
 from loopcoder_train.training.state import TrainingState
 
-VERSION = 1
-_KEYS = ("training", "engine", "stream", "loggers", "options")
+VERSION = 2
+_KEYS = ("training", "engine", "stream", "loggers", "options", "history")
 
 Json = dict[str, Any]
 
@@ -53,6 +53,7 @@ class RunSnapshot:
     stream: Json  # of `TokenStream.state`; the stream itself checks it
     loggers: dict[str, str]  # sink -> run id
     options: Json  # dotted name -> value, of what changes the result (config/compare.py)
+    history: Json  # of `StepHistory.to_json`
 
     def to_json(self) -> Json:
         """The content of `state.json`."""
@@ -63,6 +64,7 @@ class RunSnapshot:
             "stream": self.stream,
             "loggers": self.loggers,
             "options": self.options,
+            "history": self.history,
         }
 
     @classmethod
@@ -77,7 +79,7 @@ class RunSnapshot:
             training = TrainingState.from_json(content["training"])
         except TypeError as error:
             raise UserError(f"checkpoint state: training={content['training']}: {error}") from error
-        return cls(training, content["engine"], content["stream"], content["loggers"], content["options"])
+        return cls(training=training, **{key: content[key] for key in _KEYS if key != "training"})
 
 
 def restore(

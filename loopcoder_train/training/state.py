@@ -1,18 +1,28 @@
 """Where a run stands: the few numbers that are not tensors and not the engine's or the stream's."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(slots=True)
 class TrainingState:
     """Counters of the whole run over all attempts. Saved with every checkpoint, equal on every rank but `attempt`."""
 
-    step: int = 0  # optimizer steps done
+    step: int = 0  # optimizer steps done that these weights are made of
     tokens: int = 0  # positions trained, padding and document ends included
     supervised_tokens: int = 0  # positions that had a label
+    discarded_batches: int = 0  # read, and no part of these weights: bad steps, and steps that were undone
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
     best_step: int | None = None
+
+    @property
+    def batches(self) -> int:
+        """Batches read from the stream: where the data goes on. Never less than before, whatever is undone."""
+        return self.step + self.discarded_batches
+
+    def gone_back_to(self, saved: "TrainingState") -> "TrainingState":
+        """The state after `saved`, an earlier one of this run, was loaded: the data goes on where it stands."""
+        return replace(saved, attempt=self.attempt, discarded_batches=self.batches - saved.step)
 
     def to_json(self) -> dict[str, int | float | None]:
         """A flat JSON object that :meth:`from_json` reads back."""
@@ -20,5 +30,5 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, values: dict[str, int | float | None]) -> "TrainingState":
-        """The state saved by :meth:`to_json`; a missing or unknown key is a TypeError."""
+        """The state saved by :meth:`to_json`; an unknown key is a TypeError."""
         return cls(**values)

@@ -107,6 +107,7 @@ DEFAULT_FILES = {
     "checkpoint": "default",
     "evaluation": "default",
     "telemetry": "default",
+    "guards": "default",
     "logging": "default",
     "launch": "local",
 }

@@ -151,9 +151,23 @@ def test_loader_can_be_closed_early_and_measures_its_wait(small_corpus):
         next(loader)
 
 
+def test_a_loader_without_end_goes_on_behind_the_plan(small_corpus):
+    """A run that discarded batches needs more than were planned: the next sequences of the same sources."""
+    stream = stream_of(small_corpus)
+    with StreamLoader(stream, start_step=8, num_steps=None, global_batch_size=12, micro_batch_size=12) as loader:
+        batches = [next(loader)[0] for _ in range(5)]
+    later = stream_of(small_corpus, cursors=stream.cursors_at(stream.total))
+    assert stream.total == 120
+    np.testing.assert_array_equal(batches[1].input_ids, stream.read(range(108, 120)).input_ids)
+    np.testing.assert_array_equal(
+        np.concatenate([batch.input_ids for batch in batches[2:]]), later.read(range(36)).input_ids
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"start_step": -1}, "step -1: must be >= 0"),
         ({"micro_batch_size": 5}, "multiple of micro_batch_size 5 x data_parallel_size 1"),
         ({"data_parallel_size": 5}, "must be a multiple"),
         ({"data_parallel_rank": 1}, r"must be in 0\.\.0"),
@@ -190,8 +204,11 @@ def test_state_is_small_and_refuses_every_other_stream(small_corpus, make_corpus
         stream_of(Corpus(small_corpus.directory, manifest)).check_state(state)
     with pytest.raises(DataError, match="seed missing"):
         stream.check_state({key: value for key, value in state.items() if key != "seed"})
-    with pytest.raises(DataError, match="position 500"):
+    with pytest.raises(DataError, match=r"position 500 is outside 0\.\.120"):
         stream.check_state({**state, "position": 500})
+    assert stream.check_state({**state, "position": 132}, discarded_sequences=12) == 132
+    with pytest.raises(DataError, match=r"position 133 is outside 0\.\.132"):
+        stream.check_state({**state, "position": 133}, discarded_sequences=12)
 
 
 def test_a_new_segment_continues_where_the_last_one_stopped(small_corpus):

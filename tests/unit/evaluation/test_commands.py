@@ -71,7 +71,7 @@ def trained(tmp_path_factory):
         CheckpointHook(
             CheckpointConfig(every_steps=3),
             CPU,
-            stream_state=lambda step: stream.state(step * BATCH),
+            stream_state=lambda batches: stream.state(batches * BATCH),
             logger_run_ids={},
             options={},
         ),

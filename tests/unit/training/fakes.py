@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from loopcoder_train.config import ModelConfig
-from loopcoder_train.engines.engine import MicroBatch, StepResult
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
 from loopcoder_train.model.state import TensorShard, whole
 
 SEQUENCE_LENGTH = 8
@@ -54,22 +54,30 @@ class FakeEngine:
     data_parallel_rank = 0
     data_parallel_size = 1
 
-    def __init__(self, nan_at: int | None = None) -> None:
+    def __init__(self, nan_at: int | None = None, losses: dict[int, float] | None = None, batches: int = 0) -> None:
+        """`losses`: what is measured of some batches instead, counted from 1; `batches`: seen by attempts before."""
         self.weight, self.momentum = torch.zeros(1), torch.zeros(1)
-        self.steps = 0
-        self.nan_at = nan_at
+        self.steps, self.batches = 0, batches
+        self.losses = {} if nan_at is None else {nan_at: float("nan")}
+        self.losses.update(losses or {})
         self.learning_rates: list[float] = []
 
-    def train_step(self, micro_batches: list[MicroBatch], learning_rate: float) -> StepResult:
-        self.steps += 1
+    def train_step(
+        self, micro_batches: list[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
+    ) -> StepResult:
+        self.batches += 1
         self.learning_rates.append(learning_rate)
         target = torch.cat([batch.input_ids for batch in micro_batches]).float().mean()
         error = self.weight - target
-        self.momentum.mul_(0.9).add_(error)
-        self.weight -= learning_rate * self.momentum
         supervised = sum(int((batch.labels != -100).sum()) for batch in micro_batches)
-        loss = float(error.square()) if self.steps != self.nan_at else float("nan")
-        return StepResult(loss, supervised, float(error.abs()))
+        loss = self.losses.get(self.batches, float(error.square()))
+        result = StepResult(loss, supervised, float(error.abs()))
+        result.updated = accept(result)
+        if result.updated:
+            self.steps += 1
+            self.momentum.mul_(0.9).add_(error)
+            self.weight -= learning_rate * self.momentum
+        return result
 
     def token_losses(self, batch: MicroBatch) -> torch.Tensor:
         return torch.stack([torch.where(batch.labels == -100, 0.0, self.weight * factor) for factor in (2.0, 1.0)])

@@ -81,7 +81,7 @@ def train(run_dir, *others, engine=None, num_steps=6, every_steps=4, asynchronou
         saving = CheckpointHook(
             CheckpointConfig(every_steps=every_steps, asynchronous=asynchronous),
             CPU,
-            stream_state=lambda step: {"position": step * BATCH},
+            stream_state=lambda batches: {"position": batches * BATCH},
             logger_run_ids={},
             options={},
         )

@@ -29,7 +29,7 @@ def save(run_dir, model, step=4, seed=0, tokenizer=TOKENIZER):
     engine = engine_for(model)
     randomize(engine.model, seed=seed + step)  # in fp32 the masters are the model's weights
     state, options = TrainingState(step=step, tokens=100 * step), result_options(engine.config)
-    snapshot = RunSnapshot(state, {}, {"tokenizer_hash": tokenizer}, {}, options)
+    snapshot = RunSnapshot(state, {}, {"tokenizer_hash": tokenizer}, {}, options, {})
     shards = engine.state_shards(loading=False)
     save_checkpoint(run_dir, step, shards, snapshot.to_json(), keep_last=9, keep_every_steps=None)
     return {name: tensor.clone() for name, tensor in engine.master.items()}

@@ -6,10 +6,10 @@ import torch
 
 from loopcoder_train.checkpoint import find_checkpoint
 from loopcoder_train.checkpoint import save as save_module
-from loopcoder_train.config import CheckpointConfig, UserError
+from loopcoder_train.config import CheckpointConfig, GuardsConfig, OnBadStep, UserError
+from loopcoder_train.training.bad_steps import BadStepHook, TrainingDivergedError
 from loopcoder_train.training.batch import to_micro_batch
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
-from loopcoder_train.training.divergence_hook import DivergenceHook, TrainingDivergedError
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
@@ -49,15 +49,20 @@ def checkpoint_hook_for(every_steps=4, keep_last=3) -> CheckpointHook:
     return CheckpointHook(
         config,
         CPU,
-        stream_state=lambda step: {"position": step * BATCH},
+        stream_state=lambda batches: {"position": batches * BATCH},
         logger_run_ids={"wandb": "abc"},
         options={"seed": 0},
     )
 
 
+def stop_at_bad_steps() -> BadStepHook:
+    config = GuardsConfig(nonfinite=OnBadStep.stop, spike=OnBadStep.ignore)
+    return BadStepHook(config, last_saved=lambda run: 0, load=lambda: None)
+
+
 def standard_hooks(engine, **options) -> list[Hook]:
     return [
-        DivergenceHook(),
+        stop_at_bad_steps(),
         LogHook(TINY, CPU, every_steps=1),
         TelemetryHook(to_micro_batch(next(data_from(99))[0]), every_steps=5),
         EvaluateHook(lambda: {"loss": float(engine.weight)}, every_steps=5),
@@ -202,7 +207,7 @@ def test_hooks_are_closed_after_an_error_and_not_asked_to_stop(tmp_path):
             calls.append("close")
 
     with pytest.raises(TrainingDivergedError):
-        fit(make_run(tmp_path, MetricsWriter(tmp_path / "m"), FakeEngine(nan_at=1)), [Recorder(), DivergenceHook()])
+        fit(make_run(tmp_path, MetricsWriter(tmp_path / "m"), FakeEngine(nan_at=1)), [Recorder(), stop_at_bad_steps()])
     assert calls == ["close"]
 
 

@@ -27,7 +27,7 @@ def test_random_generators_survive_json():
 
 def test_snapshot_round_trip():
     state = TrainingState(step=3, tokens=96, supervised_tokens=90, attempt=2, best_held_out_loss=1.5, best_step=2)
-    snapshot = RunSnapshot(state, {"optimizer_step": 3}, {"position": 12}, {"wandb": "id"}, {"seed": 0})
+    snapshot = RunSnapshot(state, {"optimizer_step": 3}, {"position": 12}, {"wandb": "id"}, {"seed": 0}, {"ledger": []})
     assert RunSnapshot.from_json(json.loads(json.dumps(snapshot.to_json()))) == snapshot
 
 
@@ -40,7 +40,7 @@ def test_snapshot_round_trip():
     ],
 )
 def test_a_foreign_state_is_a_users_error(change, message):
-    content = RunSnapshot(TrainingState(), {}, {}, {}, {}).to_json() | change
+    content = RunSnapshot(TrainingState(), {}, {}, {}, {}, {}).to_json() | change
     content = {key: value for key, value in content.items() if value is not None}
     with pytest.raises(UserError, match=message):
         RunSnapshot.from_json(content)

@@ -25,7 +25,7 @@ class TwoRanks(FakeEngine):
 
 
 def step_of(batches, seconds, wait) -> Step:
-    return Step(1, 0.1, 1.0, 1.0, 1, 2 * BATCH * SEQUENCE_LENGTH, batches, wait, seconds)
+    return Step(1, True, 0.1, 1.0, 1.0, 1, 2 * BATCH * SEQUENCE_LENGTH, batches, wait, seconds)
 
 
 def test_window_adds_flops_over_ranks_and_takes_the_slowest_time():
