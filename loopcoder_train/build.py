@@ -20,6 +20,7 @@ from data_pipeline.stream import TokenStream
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
+from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
@@ -28,9 +29,12 @@ from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.failure import FailureRecorded
+from loopcoder_train.runtime.heartbeat import beat, enter
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
+from loopcoder_train.runtime.partners import Partners
+from loopcoder_train.runtime.watchdog import Watchdog
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
@@ -40,9 +44,11 @@ from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
 from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
+from loopcoder_train.training.replicas import RecomputeHook, ReplicaHook
 from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
 from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
+from loopcoder_train.training.slow_ranks import SlowRankHook
 from loopcoder_train.training.state import TrainingState
 from loopcoder_train.training.step_history import StepHistory
 from loopcoder_train.training.telemetry_hook import TelemetryHook
@@ -66,11 +72,13 @@ def pretrain(config: RunConfig) -> None:
         process = stack.enter_context(worker_process(config))
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
+        enter("opening the corpus")
         corpus = Corpus.open(config.data.corpus_dir)
         stack.callback(corpus.close)
         plan = plan_mixture(config, corpus.manifest)
         stream = build_stream(config, corpus, plan)
         engine = build_engine(config, process.device)
+        enter("loading the checkpoint")
         snapshot = resume(config, engine, process, console)
         state = snapshot.training if snapshot else TrainingState()
         origin = None
@@ -120,10 +128,15 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
     if device.type == "cpu":
         keep_freed_memory()
     seed_everything(config.seed, rank)
+    hang_timeout = config.guards.hang_timeout_seconds
     with ExitStack() as stack:
+        watchdog = None if hang_timeout is None else stack.enter_context(Watchdog(hang_timeout))
         if rank == 0:
             stack.enter_context(RunLock(config.run_dir))
-        distributed.init_process_group(device)
+        enter("the rendezvous")
+        distributed.init_process_group(device, distributed.timeout_seconds(hang_timeout))
+        if watchdog is not None:
+            watchdog.meet(Partners.of_this_job(rank, distributed.world_size()))
         dist.barrier()  # nobody reads or writes run_dir before rank 0 holds it
         with FailureRecorded():  # before the process group is left: the partners' lost connections are not the cause
             yield Process(rank, distributed.world_size(), device)
@@ -144,12 +157,14 @@ def build_stream(config: RunConfig, corpus: Corpus, plan: QuotaPlan) -> TokenStr
 
 def build_engine(config: RunConfig, device: torch.device) -> Engine:
     """The engine that `config.engine` names. Megatron is imported only when it is asked for."""
+    enter("building the engine")
     if config.engine is EngineKind.plain:
         from loopcoder_train.engines.plain import PlainEngine
 
         return PlainEngine(config, device)
     from loopcoder_train.engines.megatron import MegatronEngine
 
+    beat()
     return MegatronEngine(config, device)
 
 
@@ -291,9 +306,36 @@ def build_hooks(
     return [
         BadStepHook(config.guards, last_saved=saving.last_saved, load=lambda: resume(config, engine, process, console)),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps),
+        *slow_rank_hooks(config, process),
         EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
         TelemetryHook(
             probe_batch(corpus, data.sequence_length, telemetry.num_sequences), every_steps=telemetry.every_steps
         ),
+        *corruption_hooks(config, process.device),
         saving,
     ]
+
+
+def slow_rank_hooks(config: RunConfig, process: Process) -> list[Hook]:
+    """The report about slow ranks, where there are several and it is asked for."""
+    every_steps = config.guards.slow_rank_every_steps
+    if every_steps is None or process.world_size == 1:
+        return []
+    return [SlowRankHook(every_steps, config.guards.slow_rank_factor)]
+
+
+def corruption_hooks(config: RunConfig, device: torch.device) -> list[Hook]:
+    """Comparisons of what must be equal, where they are asked for."""
+    guards, hooks = config.guards, []
+    if guards.compare_replicas_every_steps is not None:
+        hooks.append(ReplicaHook(guards.compare_replicas_every_steps, save_every_steps=config.checkpoint.every_steps))
+    if guards.recompute_every_steps is not None:
+        require(
+            device.type == "cpu" or config.training.deterministic,
+            "guards.recompute_every_steps",
+            guards.recompute_every_steps,
+            "compares bits, and without training.deterministic=true CUDA gives other ones each time",
+            "set both, or neither",
+        )
+        hooks.append(RecomputeHook(guards.recompute_every_steps))
+    return hooks

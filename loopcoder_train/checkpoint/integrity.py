@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from loopcoder_train.checkpoint.errors import CheckpointError
 from loopcoder_train.checkpoint.layout import COMMIT, FORMAT_VERSION, MANIFEST, is_plain_file_name
+from loopcoder_train.runtime.heartbeat import beat
 
 MAX_JSON_BYTES = 256 * 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -115,6 +116,7 @@ def check_presence(folder: Path, manifest: Manifest) -> None:
 def check_hash(folder: Path, record: FileRecord) -> None:
     """Read the whole file and compare its SHA-256; raises CheckpointError. Costs about 0.5 s per GB and core."""
     path = folder / record.name
+    beat()
     try:
         with open_regular(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,7 @@ from loopcoder_train.checkpoint.errors import CheckpointError
 from loopcoder_train.checkpoint.index import DTYPES, Index, StoredBox, TensorEntry
 from loopcoder_train.checkpoint.integrity import FileRecord, damaged
 from loopcoder_train.model.state import TensorShard
+from loopcoder_train.runtime.heartbeat import beat
 
 _CHUNK_BYTES = 8 * 2**20
 _DTYPE_NAMES = {dtype: (name, tag) for name, (dtype, tag) in DTYPES.items()}
@@ -50,6 +51,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileRecord:
             while remaining:
                 remaining = remaining[file.write(remaining) :]
             size_bytes += len(chunk)
+            beat()
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # so that the verification reads what the disk holds, not the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -96,6 +98,7 @@ def fill_shards(folder: Path, index: Index, shards: Iterable[TensorShard]) -> No
         with _open_tensors(folder / file) as opened, torch.no_grad():
             for piece in pieces:
                 piece.target.copy_(_read(folder / file, opened, piece))
+                beat()
 
 
 def _pieces(folder: Path, index: Index, shard: TensorShard) -> list[_Piece]:

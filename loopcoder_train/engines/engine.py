@@ -1,6 +1,6 @@
 """The protocol between the training loop and whatever runs the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,8 @@ class Engine(Protocol):
 
     data_parallel_rank: int
     data_parallel_size: int
+    replica_id: int  # ranks with the same number hold the same weights, bit for bit
+    own_seconds: float  # of the last step: until this rank could only wait for the other replicas' gradients
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
@@ -69,6 +71,20 @@ class Engine(Protocol):
 
     def loop_telemetry(self, batch: MicroBatch) -> dict[str, float]:
         """Telemetry of `diagnostics`' cheap kind on one batch, keys like `loop2/gate_mean`, equal on every rank."""
+        ...
+
+    def replicated_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank of this `replica_id` holds bit for bit, with names for people; collective.
+
+        The live weights; their fp32 masters and both moments too, unless each lies on one rank only.
+        """
+        ...
+
+    def own_gradient_fingerprint(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """Fingerprint of the gradients that this rank gets from `micro_batches`, before they are summed over replicas.
+
+        Changes no weight; overwrites the gradients of the last step.
+        """
         ...
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:

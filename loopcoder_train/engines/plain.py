@@ -11,6 +11,8 @@ from torch import Tensor
 
 from loopcoder_train.config import Precision, RunConfig
 from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
+from loopcoder_train.engines.fingerprint import combined, fingerprint
+from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.engines.telemetry import LoopRecorder, telemetry_values
 from loopcoder_train.model import IGNORE_INDEX, PLT, build_model
 from loopcoder_train.model.loss import count_supervised, token_losses
@@ -29,6 +31,7 @@ class PlainEngine:
 
     data_parallel_rank = 0
     data_parallel_size = 1
+    replica_id = 0
 
     def __init__(self, config: RunConfig, device: torch.device):
         self.config, self.device = config, device
@@ -40,6 +43,12 @@ class PlainEngine:
         for tensor in self.master.values():
             tensor.grad = torch.zeros_like(tensor)
         self.optimizer = self._build_optimizer()
+        self._stopwatch = Stopwatch(device)
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds of the last step's passes."""
+        return self._stopwatch.seconds
 
     def _build_optimizer(self) -> torch.optim.AdamW:
         options = self.config.optimizer
@@ -56,15 +65,9 @@ class PlainEngine:
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
     ) -> StepResult:
         """One AdamW step over `micro_batches`, if `accept` lets it be made."""
-        supervised = sum(int(count_supervised(batch.labels)) for batch in micro_batches)
-        self.optimizer.zero_grad(set_to_none=False)
-        loss = 0.0
-        for batch in micro_batches:
-            batch = self._on_device(batch)
-            losses = token_losses(self.model(batch.input_ids, batch.document_ids), batch.labels)
-            (losses.sum() / supervised).backward()
-            loss += float(losses.detach().double().sum()) / supervised
-            self._collect_gradients()
+        self._stopwatch.start()
+        loss, supervised = self._forward_backward(micro_batches)
+        self._stopwatch.stop()
         masters = list(self.master.values())
         grad_norm = torch.nn.utils.get_total_norm([master.grad for master in masters])
         result = StepResult(loss=loss, supervised_tokens=supervised, grad_norm=float(grad_norm))
@@ -77,6 +80,19 @@ class PlainEngine:
             self.optimizer.step()
             self._copy_back()
         return result
+
+    def _forward_backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
+        """Loss in nats per supervised token, and their number; the gradients are in the masters' `grad`."""
+        supervised = sum(int(count_supervised(batch.labels)) for batch in micro_batches)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = 0.0
+        for batch in micro_batches:
+            batch = self._on_device(batch)
+            losses = token_losses(self.model(batch.input_ids, batch.document_ids), batch.labels)
+            (losses.sum() / supervised).backward()
+            loss += float(losses.detach().double().sum()) / supervised
+            self._collect_gradients()
+        return loss, supervised
 
     def _collect_gradients(self) -> None:
         """Add this micro-batch's gradients to the fp32 sums."""
@@ -107,6 +123,15 @@ class PlainEngine:
         batch, record = self._on_device(batch), LoopRecorder()
         self.model(batch.input_ids, batch.document_ids, observer=record)
         return telemetry_values(self.config.model, record, batch.labels != IGNORE_INDEX, self.model.logits)
+
+    def replicated_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Masters, moments and live weights, in case somebody compares this process with another."""
+        return ((shard.name, shard.data) for shard in self.state_shards(loading=True))
+
+    def own_gradient_fingerprint(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """See :mod:`~loopcoder_train.engines.fingerprint`."""
+        self._forward_backward(micro_batches)
+        return int(combined(fingerprint(master.grad) for master in self.master.values()))
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:
         """The tensor itself: there is one rank."""

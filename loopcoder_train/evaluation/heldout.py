@@ -21,6 +21,7 @@ from data_pipeline.stream import Batch, heldout_batches
 from loopcoder_train.config import UserError
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.model.loss import IGNORE_INDEX
+from loopcoder_train.runtime.heartbeat import beat
 from loopcoder_train.training.batch import to_micro_batch
 
 
@@ -104,6 +105,7 @@ def evaluate_heldout(
     batches = heldout_batches(corpus, sequence_length, batch_size, max_sequences_per_source)
     for batch in own_turns(batches, engine.data_parallel_rank, engine.data_parallel_size):
         sums.add(batch, engine.token_losses(batch))
+        beat()
     losses, tokens, documents = sums.total(engine)
     if not tokens.any():
         raise UserError(f"{corpus.directory}: held-out documents have no token to predict; build a larger corpus")

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT_SECONDS = 600.0  # a collective that waits longer ends the process
+TIMEOUT_SECONDS = 600.0  # a collective that waits longer ends the process, where no watchdog comes first
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
@@ -33,6 +33,11 @@ def local_rank() -> int:
 def local_world_size() -> int:
     """Number of processes on this machine: how its cores are shared."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_launched() else 1
+
+
+def timeout_seconds(hang_timeout_seconds: float | None) -> float:
+    """How long collectives may wait: longer than the watchdog, which knows more about what holds up a job."""
+    return TIMEOUT_SECONDS if hang_timeout_seconds is None else 2 * hang_timeout_seconds + 60
 
 
 def init_process_group(device: torch.device, timeout_seconds: float = TIMEOUT_SECONDS) -> None:

@@ -18,6 +18,10 @@ from loopcoder_train.config.errors import UserError
 USER_ERRORS = (UserError, DataError)
 
 
+class HangError(RuntimeError):
+    """No progress for longer than `guards.hang_timeout_seconds`."""
+
+
 def record_failure(error: BaseException) -> None:
     """Write `error` to the file that torchrun names, in torchrun's format; nowhere without torchrun.
 
@@ -35,6 +39,7 @@ def record_failure(error: BaseException) -> None:
         "timestamp": str(int(now)),  # all that torchrun reads
         "time": now,
         "user_error": is_user_error,
+        "hang": isinstance(error, HangError),
     }
     message = text if is_user_error else f"{kind}: {text}" if text else kind
     content = json.dumps({"message": {"message": message, "extraInfo": details}})

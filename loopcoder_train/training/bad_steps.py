@@ -41,6 +41,8 @@ class BadStepHook(Hook):
     `load()`: fill the engine from it and return its state. Both are collective.
     """
 
+    doing = "the judgement"
+
     def __init__(
         self,
         config: GuardsConfig,

@@ -38,6 +38,8 @@ class CheckpointHook(Hook):
     change the result) are kept for the next attempt.
     """
 
+    doing = "saving"
+
     def __init__(
         self,
         config: CheckpointConfig,

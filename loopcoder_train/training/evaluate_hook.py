@@ -15,6 +15,8 @@ class EvaluateHook(Hook):
     everything under `loss`.
     """
 
+    doing = "the evaluation"
+
     def __init__(self, evaluate: Evaluate, *, every_steps: int) -> None:
         self._evaluate, self._every_steps = evaluate, every_steps
         self._done_at: int | None = None

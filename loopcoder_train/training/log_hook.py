@@ -10,6 +10,8 @@ from loopcoder_train.training.throughput import ThroughputMeter
 class LogHook(Hook):
     """One train record per `every_steps` steps, with the loss of that step and the speed since the last record."""
 
+    doing = "logging"
+
     def __init__(self, model: ModelConfig, device: torch.device, *, every_steps: int) -> None:
         self._model, self._device, self._every_steps = model, device, every_steps
         self._meter: ThroughputMeter | None = None

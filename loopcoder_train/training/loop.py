@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loopcoder_train.engines.engine import Engine, StepResult
+from loopcoder_train.runtime.heartbeat import enter
 from loopcoder_train.training.batch import NumpyBatch, to_micro_batch
 from loopcoder_train.training.metrics import Metrics
 from loopcoder_train.training.progress import Console
@@ -57,7 +58,12 @@ class Run:
 
 
 class Hook:
-    """Something that happens around steps. Every rank calls every method of every hook in the same order."""
+    """Something that happens around steps. Every rank calls every method of every hook in the same order.
+
+    `doing`: what it does, in the words of the watchdog.
+    """
+
+    doing = "a hook"
 
     def on_start(self, run: Run) -> None:
         """Before the first step of this attempt."""
@@ -84,15 +90,18 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
     """Train from `run.state.step` to `run.last_step` and return the final state."""
     try:
         for hook in hooks:
+            enter(f"{hook.doing} at the start")
             hook.on_start(run)
         while run.state.step < run.last_step and run.stop_reason is None:
             step = train_one_step(run, hooks)
             for hook in hooks:
+                enter(f"{hook.doing} after step {step.number}")
                 if step.made:
                     hook.after_step(run, step)
                 else:
                     hook.after_bad_step(run, step)
         for hook in hooks:
+            enter(f"{hook.doing} at the end")
             hook.on_stop(run)
     finally:
         for hook in hooks:
@@ -103,8 +112,10 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
 def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
     """The next batch, its learning rate, one optimizer step if every hook accepts it; advances `run.state`."""
     started = time.perf_counter()
+    enter(f"step {run.state.step + 1}, waiting for data")
     batches = next(run.data)
     arrived = time.perf_counter()
+    enter(f"step {run.state.step + 1}, forward, backward and update")
     learning_rate = run.learning_rate(run.state.tokens + run.tokens_per_step)
     result = run.engine.train_step(
         [to_micro_batch(batch) for batch in batches],

@@ -7,6 +7,8 @@ from loopcoder_train.training.loop import Hook, Run, Step
 class TelemetryHook(Hook):
     """`engine.loop_telemetry(batch)` every `every_steps` steps, always on the same held-out batch."""
 
+    doing = "telemetry"
+
     def __init__(self, batch: MicroBatch, *, every_steps: int) -> None:
         self._batch, self._every_steps = batch, every_steps
 

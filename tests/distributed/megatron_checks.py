@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 
 from loopcoder_train.config import ModelConfig
 from loopcoder_train.engines.engine import MicroBatch
+from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.megatron import MegatronEngine, setup
 from loopcoder_train.engines.megatron.loops import loop_outputs
 from loopcoder_train.engines.plain import PlainEngine
@@ -91,6 +92,7 @@ def training(case: Case) -> dict[str, float]:
         errors["loss"] = max(errors.get("loss", 0.0), abs(result.loss - reference.loss))
         relative = abs(result.grad_norm / reference.grad_norm - 1)
         errors["grad_norm"] = max(errors.get("grad_norm", 0.0), relative)
+        errors["replicas"] = errors.get("replicas", 0) + _fingerprint_faults(engine, batches)
     assert engine.state_scalars() == plain.state_scalars() == {"optimizer_step": 3}
     return errors | _state_errors(engine, plain) | {"after_a_step": _evaluation_error_after_a_step(engine, plain, case)}
 
@@ -106,6 +108,23 @@ def _trace_of_a_refused_step(engine: MegatronEngine, case: Case) -> float:
     assert engine.state_scalars() == scalars
     after = [shard.data for shard in engine.state_shards(loading=True)]
     return max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True) if a.numel())
+
+
+def _fingerprint_faults(engine: MegatronEngine, batches: list[MicroBatch]) -> int:
+    """What fingerprints get wrong right after a step: equal replicas that differ, others that do not, and gradients.
+
+    Own gradients must come out twice alike, differ between replicas, which see other batches or other parts of the
+    rows, and leave the next step as it is.
+    """
+    weights = int(combined(fingerprint(tensor) for _, tensor in engine.replicated_tensors()))
+    mine = _mine(engine, batches)
+    first, second = (engine.own_gradient_fingerprint(mine) for _ in range(2))
+    told: list[tuple[int, int, int]] = [(0, 0, 0)] * distributed.get_world_size()
+    distributed.all_gather_object(told, (engine.replica_id, weights, first))
+    copies = len({replica for replica, *_ in told})
+    assert len(told) // copies == engine.mesh.replicas.size()
+    weights_of, gradients_of = {(r, w) for r, w, _ in told}, {(r, g) for r, _, g in told}
+    return (first != second) + (len(weights_of) != copies) + (len(gradients_of) != len(told))
 
 
 def _evaluation_error_after_a_step(engine: MegatronEngine, plain: PlainEngine, case: Case) -> float:

@@ -48,7 +48,8 @@ def test_all_ranks_skip_what_one_rank_cannot_use(straight):
     assert state["stream"]["position"] == 4 * (NUM_STEPS + 1)
 
 
-@pytest.mark.parametrize("once", [pytest.param(False, marks=pytest.mark.faults), True], ids=["again", "only once"])
+@pytest.mark.faults
+@pytest.mark.parametrize("once", [False, True], ids=["again", "only once"])
 def test_killed_after_the_skip_and_resumed_equals_the_uninterrupted_run(tmp_path, corpus, straight, once):
     """Checkpoints are at 4, 8 and 12: killed before 8, the resumed attempt meets batch 5 again."""
     run_dir = tmp_path / "run"

@@ -106,6 +106,13 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in read_metrics(run_dir / METRICS_FILE, ["train"])}
 
 
+def logged_steps(run_dir: Path) -> list[int]:
+    """Steps that were logged so far, in order; a run that goes on may be asked."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
+
+
 def assert_one_line_error(outcome: Outcome, *said: str) -> None:
     """Exit code 2, one line on stderr without a traceback, saying what it must."""
     assert outcome.code == 2, outcome.stderr

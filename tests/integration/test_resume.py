@@ -1,6 +1,5 @@
 """Kill -9 at any moment, then the same command: the same losses bit for bit; another layout: the same tokens."""
 
-import json
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ from tests.integration.conftest import (
     NUM_STEPS,
     command,
     environment,
+    logged_steps,
     losses,
     pretrain,
     pretrain_arguments,
@@ -52,12 +52,6 @@ def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str)
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     assert process.wait(timeout=60) != 0
-
-
-def logged_steps(run_dir) -> list[int]:
-    path = run_dir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
 
 
 def workers_of(pid: int) -> list[int]:

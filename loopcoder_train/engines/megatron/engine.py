@@ -5,6 +5,7 @@ batch's supervised tokens) -> norm, which may be refused -> clip -> AdamW on fp3
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, distributed
 
 from loopcoder_train.config import RunConfig
 from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
+from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.megatron import measure, setup
 from loopcoder_train.engines.megatron.loops import AllLoops, SingleStage
 from loopcoder_train.engines.megatron.mesh import Mesh
@@ -22,6 +24,7 @@ from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_opt
 from loopcoder_train.engines.megatron.parameters import fill, stage_layout
 from loopcoder_train.engines.megatron.pipeline import LoopChunk, LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
+from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
@@ -39,9 +42,10 @@ class MegatronEngine:
         self.config, self.device = config, device
         # Megatron allocates on CUDA wherever it finds a device: a CPU run must not see one (worker.py hides it).
         assert device.type == "cuda" or not torch.cuda.is_available(), "device=cpu needs CUDA_VISIBLE_DEVICES=''"
-        setup.initialize_process_groups(config.parallel)
+        setup.initialize_process_groups(config.parallel, config.guards.hang_timeout_seconds)
         self.mesh = Mesh.current(config.parallel.sequence_parallel)
         self.data_parallel_rank, self.data_parallel_size = self.mesh.data.rank(), self.mesh.data.size()
+        self.replica_id = self.mesh.pipeline.rank() * self.mesh.tensor.size() + self.mesh.tensor.rank()
         self._megatron_config = setup.transformer_config(config)
         self.stage = Stage(config, self._megatron_config, self.mesh, device)
         self._layout = stage_layout(self.stage, config.model, self.mesh.tensor.rank(), self.mesh.tensor.size())
@@ -49,16 +53,19 @@ class MegatronEngine:
         self._optimizer = build_optimizer(config, self._ddp, self._layout)
         self._state = OptimizerState(self._optimizer, self._layout, self.mesh)
         self._loops = SingleStage(self.stage) if self.mesh.num_stages == 1 else LoopPipeline(self.stage)
-        # Overlapped reduction with loops as chunks: DDP counts, in the first step, how often each gradient arrives in
-        # the chunks' last backward passes, and later reduces a bucket when all have arrived as often: in loop 1's.
-        self._megatron_config.no_sync_func = self._ddp.no_sync
-        self._megatron_config.finalize_model_grads_func = self._finalize_gradients
         fill(self._state.weight_shards(loading=True), self._initial_value)
+        self._own_work = Stopwatch(device)
+
+    @property
+    def own_seconds(self) -> float:
+        """Seconds of the last step until gradients are summed over replicas; waits for partners of one copy count."""
+        return self._own_work.seconds
 
     def train_step(
         self, micro_batches: Sequence[MicroBatch], learning_rate: float, accept: Accept = accept_every_step
     ) -> StepResult:
         """One AdamW step over this rank's `micro_batches` and those of the other ranks, if `accept` lets it be made."""
+        self._own_work.start()
         loss, supervised = self.forward_backward(micro_batches)
         grad_norm = gradient_norm(self._optimizer)
         result = StepResult(loss=loss, supervised_tokens=supervised, grad_norm=grad_norm)
@@ -69,24 +76,38 @@ class MegatronEngine:
 
     def forward_backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
         """Loss (nats per supervised token of the global batch) and that number of tokens; gradients stay in place."""
-        self._ddp.zero_grad_buffer()
-        self._optimizer.zero_grad()
-        self._loops.begin()
-        reports = self._schedule()(
-            forward_step_func=self._forward_step,
-            data_iterator=self._loops.data([self._on_device(batch) for batch in micro_batches]),
-            model=self._loops.model,
-            num_microbatches=len(micro_batches),
-            seq_length=micro_batches[0].input_ids.shape[1],
-            micro_batch_size=micro_batches[0].input_ids.shape[0],
-            forward_only=False,
-        )
+        reports = self._run_schedule(micro_batches)
         # The last stage has seen the losses of its rows: sum over everybody who has seen some, tell the rest.
         total = torch.stack(reports).sum(dim=0) if reports else torch.zeros(2, dtype=torch.float64, device=self.device)
         for group in (self.mesh.replicas, self.mesh.pipeline):
             distributed.all_reduce(total, group=group)
         loss_sum, tokens = total.tolist()
         return loss_sum / max(tokens, 1), int(tokens)
+
+    def _run_schedule(self, micro_batches: Sequence[MicroBatch], *, reduce: bool = True) -> list[Tensor]:
+        """Forward and backward over this rank's micro-batches; the reports of :meth:`_loss` where there are any.
+
+        Without `reduce` the gradients stay this rank's own sums, neither added up nor divided by tokens.
+        """
+        self._ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        self._loops.begin()
+        # Overlapped reduction with loops as chunks: DDP counts, in the first step, how often each gradient arrives in
+        # the chunks' last backward passes, and later reduces a bucket when all have arrived as often: in loop 1's.
+        # Megatron's schedule leaves `no_sync` for the last micro-batch; what is not reduced never leaves it.
+        config = self._megatron_config
+        config.no_sync_func = self._ddp.no_sync if reduce else nullcontext
+        config.finalize_model_grads_func = self._finalize_gradients if reduce else None
+        with nullcontext() if reduce else self._ddp.no_sync():
+            return self._schedule()(
+                forward_step_func=self._forward_step,
+                data_iterator=self._loops.data([self._on_device(batch) for batch in micro_batches]),
+                model=self._loops.model,
+                num_microbatches=len(micro_batches),
+                seq_length=micro_batches[0].input_ids.shape[1],
+                micro_batch_size=micro_batches[0].input_ids.shape[0],
+                forward_only=False,
+            )
 
     def _schedule(self):
         """Megatron's schedule: accumulation on one stage, 1F1B for R = 1, interleaved 1F1B otherwise."""
@@ -114,6 +135,7 @@ class MegatronEngine:
         DDP is given once however many chunks the schedule has: per chunk, the distributed optimizer's buffers would be
         reduced again.
         """
+        self._own_work.stop()
         finalize_model_grads([self._ddp], num_tokens, **options)
 
     def token_losses(self, batch: MicroBatch) -> Tensor:
@@ -125,6 +147,17 @@ class MegatronEngine:
         values = measure.loop_telemetry(self._loops, self._on_device(batch), self.config.model)
         total = self.sum_over_data_parallel(torch.tensor(list(values.values()), dtype=torch.float64))
         return dict(zip(values, (total / self.data_parallel_size).tolist(), strict=True))
+
+    def replicated_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Live weights; masters and moments too, unless the distributed optimizer spreads them over the replicas."""
+        if self._ddp.ddp_config.overlap_param_gather:
+            self._ddp.start_param_sync(force_sync=True)  # the last step's weights may still be underway
+        return self._state.replicated_tensors()
+
+    def own_gradient_fingerprint(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """See :mod:`~loopcoder_train.engines.fingerprint`. Ranks of one model copy work on it together."""
+        self._run_schedule(micro_batches, reduce=False)
+        return int(combined(fingerprint(parameter.main_grad) for parameter in self._layout))
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:
         """Sum over the data-parallel ranks; back on the caller's device."""

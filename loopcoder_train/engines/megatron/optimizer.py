@@ -116,6 +116,18 @@ class OptimizerState:
             yield from self._shards(FIRST_MOMENT_PREFIX, main, state["exp_avg"])
             yield from self._shards(SECOND_MOMENT_PREFIX, main, state["exp_avg_sq"])
 
+    def replicated_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Live weights, and what belongs to them where every replica has all of it; fused matrices are one tensor."""
+        for parameter, layout in self._layout.items():
+            yield f"live {layout.parts[0].name}", parameter.data
+        if self._sharded:
+            return
+        for main in self._mains:
+            name, state = self._layout[main.parameter].parts[0].name, self._adam_state(main.tensor)
+            yield MODEL_PREFIX + name, main.tensor
+            yield FIRST_MOMENT_PREFIX + name, state["exp_avg"]
+            yield SECOND_MOMENT_PREFIX + name, state["exp_avg_sq"]
+
     def gradient_shards(self) -> Iterator[TensorShard]:
         """The fp32 gradients that the next step will use, before clipping."""
         for main in self._mains:

@@ -7,7 +7,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from loopcoder_train.config import ParallelConfig, Precision, RunConfig
-from loopcoder_train.runtime.distributed import TIMEOUT_SECONDS
+from loopcoder_train.runtime.distributed import timeout_seconds
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
@@ -15,7 +15,7 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 GRAD_BUCKET_SIZE: int | None = None
 
 
-def initialize_process_groups(parallel: ParallelConfig) -> None:
+def initialize_process_groups(parallel: ParallelConfig, hang_timeout_seconds: float | None) -> None:
     """Build Megatron's groups on torch.distributed, which the caller has initialised; groups of the same sizes stay.
 
     Megatron's extra gloo groups serve its own checkpoint format only, which this project does not use.
@@ -35,7 +35,7 @@ def initialize_process_groups(parallel: ParallelConfig) -> None:
         pipeline_model_parallel_size=sizes[1],
         context_parallel_size=sizes[2],
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=round(TIMEOUT_SECONDS / 60),
+        distributed_timeout_minutes=timeout_seconds(hang_timeout_seconds) / 60,
     )
 
 

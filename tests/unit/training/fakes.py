@@ -53,6 +53,8 @@ class FakeEngine:
 
     data_parallel_rank = 0
     data_parallel_size = 1
+    replica_id = 0
+    own_seconds = 0.001
 
     def __init__(self, nan_at: int | None = None, losses: dict[int, float] | None = None, batches: int = 0) -> None:
         """`losses`: what is measured of some batches instead, counted from 1; `batches`: seen by attempts before."""
@@ -84,6 +86,12 @@ class FakeEngine:
 
     def loop_telemetry(self, batch: MicroBatch) -> dict[str, float]:
         return {"loop2/gate_mean": float(batch.input_ids.sum())}
+
+    def replicated_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter([("model/weight", self.weight), ("adam_first_moment/weight", self.momentum)])
+
+    def own_gradient_fingerprint(self, micro_batches: list[MicroBatch]) -> int:
+        return sum(int(batch.input_ids.sum()) for batch in micro_batches)
 
     def sum_over_data_parallel(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
