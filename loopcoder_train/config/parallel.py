@@ -57,3 +57,16 @@ class ParallelConfig:
             self.overlap_param_gather,
             "needs parallel.distributed_optimizer=true and parallel.overlap_grad_reduce=true",
         )
+
+    def layers_of_stage(self, num_layers: int, stage_index: int) -> tuple[int, int]:
+        """First layer and stop of a pipeline stage. What does not divide goes to the first stages: the last has the
+        head to compute."""
+        each, left = divmod(num_layers, self.pipeline_parallel_size)
+        first = stage_index * each + min(stage_index, left)
+        return first, first + each + (stage_index < left)
+
+    @property
+    def sequence_parts(self) -> int:
+        """What a sequence's length must be a multiple of: two chunks per context rank, each split over tensor ranks."""
+        chunks = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        return chunks * (self.tensor_parallel_size if self.sequence_parallel else 1)

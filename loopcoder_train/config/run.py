@@ -15,7 +15,7 @@ from loopcoder_train.config.training import ActivationCheckpointing, TrainingCon
 class EngineKind(Enum):
     """Who runs the model."""
 
-    megatron = "megatron"  # Megatron-core: tensor, sequence and data parallelism
+    megatron = "megatron"  # Megatron-core: every kind of parallelism
     plain = "plain"  # the plain-torch model on one process: the definition that megatron is held against
 
 
@@ -120,6 +120,8 @@ class RunConfig:
         self._check_batch()
         self._check_tensor_parallel()
         self._check_engine()
+        self._check_pipeline()
+        self._check_context()
         require(
             self.data.sequence_length <= self.model.max_position_embeddings,
             "data.sequence_length",
@@ -147,13 +149,6 @@ class RunConfig:
                 value,
                 f"must be divisible by parallel.tensor_parallel_size={tensor_parallel_size}",
             )
-        if self.parallel.sequence_parallel:
-            require(
-                self.data.sequence_length % tensor_parallel_size == 0,
-                "data.sequence_length",
-                self.data.sequence_length,
-                f"must be divisible by parallel.tensor_parallel_size={tensor_parallel_size} under sequence parallelism",
-            )
 
     def _check_engine(self) -> None:
         if self.engine is EngineKind.plain and self.parallel.world_size != 1:
@@ -169,15 +164,60 @@ class RunConfig:
             "is not done by engine=plain",
             "use engine=megatron",
         )
-        for axis in ("pipeline", "context"):
-            size = getattr(self.parallel, f"{axis}_parallel_size")
+
+    def _check_pipeline(self) -> None:
+        stages, loops = self.parallel.pipeline_parallel_size, self.model.num_loops
+        require(
+            stages <= self.model.num_layers,
+            "parallel.pipeline_parallel_size",
+            stages,
+            f"must not exceed model.num_layers={self.model.num_layers}: every stage needs a layer",
+            f"try {self.model.num_layers}",
+        )
+        if stages == 1 or loops == 1:
+            return
+        unit = self.training.micro_batch_size * self.parallel.data_parallel_size * stages
+        require(
+            self.training.global_batch_size % unit == 0,
+            "training.global_batch_size",
+            self.training.global_batch_size,
+            "must be a multiple of training.micro_batch_size * parallel.data_parallel_size * "
+            f"parallel.pipeline_parallel_size = {unit}: the {loops} loops take turns on the {stages} stages",
+            f"try {-(-self.training.global_batch_size // unit) * unit}",
+        )
+
+    def _check_context(self) -> None:
+        parallel, length = self.parallel, self.data.sequence_length
+        ranks, parts = parallel.context_parallel_size, parallel.sequence_parts
+        require(
+            length % parts == 0,
+            "data.sequence_length",
+            length,
+            f"must be divisible by {parts}"
+            + (f", two chunks for each of parallel.context_parallel_size={ranks}" if ranks > 1 else "")
+            + (
+                f", split over parallel.tensor_parallel_size={parallel.tensor_parallel_size} by sequence parallelism"
+                if parallel.sequence_parallel
+                else ""
+            ),
+            f"try {-(-length // parts) * parts}",
+        )
+        if ranks > 1 and self.model.has_gates:
+            chunk = length // (2 * ranks)
             require(
-                size == 1,
-                f"parallel.{axis}_parallel_size",
-                size,
-                "is not built yet and must be 1",
-                "use tensor and data parallelism",
+                self.model.window_left <= chunk,
+                "model.window_left",
+                self.model.window_left,
+                f"must fit into a chunk: data.sequence_length / (2 * parallel.context_parallel_size) = {chunk}",
+                f"try parallel.context_parallel_size={self._most_context_ranks()}",
             )
+
+    def _most_context_ranks(self) -> int:
+        """The most context ranks whose chunks hold a window."""
+        parts_per_rank = self.parallel.sequence_parts // self.parallel.context_parallel_size
+        most = self.data.sequence_length // (2 * self.model.window_left)
+        fitting = (ranks for ranks in range(most, 1, -1) if self.data.sequence_length % (parts_per_rank * ranks) == 0)
+        return next(fitting, 1)
 
     @property
     def tokens_per_step(self) -> int:

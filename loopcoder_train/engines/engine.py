@@ -61,6 +61,10 @@ class Engine(Protocol):
         """Sum of `tensor` over the data-parallel ranks (on the caller's device and dtype); identity on one rank."""
         ...
 
+    def max_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Element-wise maximum of `tensor` over all ranks of the job (on the caller's device and dtype)."""
+        ...
+
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         """Weights and optimizer state under layout-free names.
 

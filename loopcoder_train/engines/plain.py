@@ -106,6 +106,10 @@ class PlainEngine:
         """The tensor itself: there is one rank."""
         return tensor
 
+    def max_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The tensor itself: there is one rank."""
+        return tensor
+
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         """Masters and Adam moments under their layout-free names; for loading also the bf16 copies."""
         shards = []

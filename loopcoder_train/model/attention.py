@@ -7,9 +7,10 @@
 | flash_attn   | cuda   | fp16, bf16 | global, local | flash-attn package, varlen with `window_size`             |
 | varlen       | cuda   | fp16, bf16 | global, local | torch.nn.attention.varlen, FlashAttention-2 inside torch  |
 
-Every kernel takes `query` [B, S, H, D], `key`, `value` [B, S, G, D] (G divides H) and :class:`Documents`, and returns
-[B, S, H, D]. A kernel that cannot honour what it is asked for is an error here, never a wider attention. The two CUDA
-kernels have not been run on a GPU by this project yet; tests/gpu hold them against the mask.
+Every kernel takes `query` [B, Q, H, D], `key`, `value` [B, S, G, D] (G divides H) and the :class:`Documents` of the S
+rows, and returns [B, Q, H, D]. Q <= S: the queries are the last Q rows, as in FlashAttention; Q < S happens under
+context parallelism only. A kernel that cannot honour what it is asked for is an error here, never a wider attention.
+The two CUDA kernels have not been run on a GPU by this project yet; tests/gpu hold them against the mask.
 """
 
 import inspect
@@ -88,8 +89,10 @@ def _has_flash_attn() -> bool:
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents, window_left: int | None) -> Tensor:
     """torch's scaled_dot_product_attention; a mask unless it is plain causal attention over whole rows."""
-    plain_causal = window_left is None and documents.ids is None
-    mask = None if plain_causal else documents.additive_mask(window_left, query.dtype)
+    queries = query.shape[1]
+    # torch aligns `is_causal` with the first key, which is right for whole rows only
+    plain_causal = window_left is None and documents.ids is None and queries == documents.sequence_length
+    mask = None if plain_causal else documents.additive_mask(window_left, query.dtype, queries)
     key, value = _expand_heads(query, key.transpose(1, 2), value.transpose(1, 2))
     return _softmax_attention(query.transpose(1, 2), key, value, mask).transpose(1, 2)
 
@@ -100,6 +103,10 @@ def block_window(query: Tensor, key: Tensor, value: Tensor, documents: Documents
     Rows are padded to whole blocks at the end; a padded query sees itself only and is cut off.
     """
     assert window_left is not None, "block_window is a local kernel"
+    unasked = documents.sequence_length - query.shape[1]
+    if unasked > 0:  # few (a window's halo): rows that nobody reads
+        query = F.pad(query, (0, 0, 0, 0, unasked, 0))
+        return block_window(query, key, value, documents, window_left)[:, unasked:]
     batch, length, heads, head_dim = query.shape
     block = max(window_left, _MIN_BLOCK)
     if length <= 2 * block:  # one or two blocks: the mask is no larger than what the blocks would compute
@@ -153,13 +160,15 @@ def flash_attn(query: Tensor, key: Tensor, value: Tensor, documents: Documents, 
     """flash-attn 2's varlen kernel: documents as sequences, window as (left, 0)."""
     from flash_attn import flash_attn_varlen_func  # a CUDA-only extra
 
-    lengths, longest = documents.cumulative_lengths(), documents.sequence_length
+    rows = _VarlenRows(query, key, value, documents)
     output = flash_attn_varlen_func(
-        *(x.flatten(0, 1) for x in (query, key, value)),
-        lengths,
-        lengths,
-        longest,
-        longest,
+        rows.query,
+        rows.key,
+        rows.value,
+        rows.query_lengths,
+        rows.key_lengths,
+        query.shape[1],
+        documents.sequence_length,
         causal=True,
         window_size=(-1 if window_left is None else window_left, 0),
         deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -177,17 +186,32 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, wind
             grouped = {"enable_gqa": True}
         else:
             key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], dim=2) for x in (key, value))
-    lengths, longest = documents.cumulative_lengths(), documents.sequence_length
+    rows = _VarlenRows(query, key, value, documents)
     output = varlen_attn(
-        *(x.flatten(0, 1) for x in (query, key, value)),
-        lengths,
-        lengths,
-        longest,
-        longest,
+        rows.query,
+        rows.key,
+        rows.value,
+        rows.query_lengths,
+        rows.key_lengths,
+        query.shape[1],
+        documents.sequence_length,
         window_size=(-1 if window_left is None else window_left, 0),
         **grouped,
     )
     return output.view(query.shape)
+
+
+class _VarlenRows:
+    """Flattened rows and where documents begin in them: `query` [B * Q, H, D], `key`, `value` [keys, G, D]."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, documents: Documents):
+        self.query, self.key, self.value = (x.flatten(0, 1) for x in (query, key, value))
+        if query.shape[1] == documents.sequence_length:
+            self.query_lengths = self.key_lengths = documents.cumulative_lengths()
+            return
+        asked = documents.asked(query.shape[1])
+        self.key, self.value = self.key[asked.kept], self.value[asked.kept]
+        self.query_lengths, self.key_lengths = asked.query_lengths, asked.key_lengths
 
 
 def _varlen_parameters() -> set[str]:

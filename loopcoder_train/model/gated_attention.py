@@ -10,6 +10,7 @@ between projection and output is this file, for all of them.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,16 +72,59 @@ def blend(gate: Tensor, global_output: Tensor, local_output: Tensor) -> Tensor:
     return torch.lerp(local_output, global_output, gate[..., None])
 
 
+class Attend(Protocol):
+    """The two branches over the rows of one forward pass, wherever their keys and values lie.
+
+    A visit's own keys and values pass through `gathered` before full attention and before later loops read them as
+    `shared`, and through `with_halo` before the window: where rows are split over ranks, what a query sees comes along.
+    """
+
+    def gathered(self, own: SharedKV) -> SharedKV:
+        """Whole rows, from this process's part of them."""
+        ...
+
+    def with_halo(self, own: SharedKV) -> SharedKV:
+        """This process's rows and those before that its windows reach."""
+        ...
+
+    def global_attention(self, query: Tensor, shared: SharedKV) -> Tensor:
+        """Causal attention inside documents over whole rows: [B, Q, H, D] from `query` [B, Q, H, D]."""
+        ...
+
+    def local_attention(self, query: Tensor, own: SharedKV) -> Tensor:
+        """The same inside the sliding window."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """Both branches where this process holds whole rows: `Q = S`."""
+
+    kernels: AttentionKernels
+    documents: Documents
+    window_left: int
+
+    def gathered(self, own: SharedKV) -> SharedKV:
+        """The same: the rows are whole."""
+        return own
+
+    def with_halo(self, own: SharedKV) -> SharedKV:
+        """The same: the rows are whole."""
+        return own
+
+    def global_attention(self, query: Tensor, shared: SharedKV) -> Tensor:
+        """[B, S, H, D] over keys and values [B, S, G, D]."""
+        return self.kernels.global_attention(query, shared.key, shared.value, self.documents)
+
+    def local_attention(self, query: Tensor, own: SharedKV) -> Tensor:
+        """[B, S, H, D] over `window_left` keys to the left plus the query's own."""
+        return self.kernels.local_attention(query, own.key, own.value, self.documents, self.window_left)
+
+
 def gated_attention(
-    query: Tensor,
-    own: SharedKV,
-    shared: SharedKV,
-    gate: Tensor,
-    documents: Documents,
-    kernels: AttentionKernels,
-    window_left: int,
+    query: Tensor, own: SharedKV, shared: SharedKV, gate: Tensor, attend: Attend
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, global output and local output of one layer in a loop >= 2, each [B, S, H, D]."""
-    global_output = kernels.global_attention(query, shared.key, shared.value, documents)
-    local_output = kernels.local_attention(query, own.key, own.value, documents, window_left)
+    """Output, global output and local output of one layer in a loop >= 2, each [B, Q, H, D]."""
+    global_output = attend.global_attention(query, shared)
+    local_output = attend.local_attention(query, own)
     return blend(gate, global_output, local_output), global_output, local_output

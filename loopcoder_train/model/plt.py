@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loopcoder_train.config import KernelConfig, LoopKind, ModelConfig
-from loopcoder_train.model.attention import AttentionKernels, choose_kernels
+from loopcoder_train.model.attention import choose_kernels
 from loopcoder_train.model.cross_loop import loop_input, shift_right
 from loopcoder_train.model.documents import Documents
-from loopcoder_train.model.gated_attention import SharedKV, build_gate, gated_attention
+from loopcoder_train.model.gated_attention import Attend, SharedKV, WholeRows, build_gate, gated_attention
 from loopcoder_train.model.init import initialize
 from loopcoder_train.model.layers import RMSNorm, SwiGLU
 from loopcoder_train.model.observer import Observer
@@ -55,12 +55,10 @@ class Attention(nn.Module):
         query, own = self.project(normed, step.rope)
         seen = {"query": query, "key": own.key, "value": own.value}
         if shared is None:
-            output = step.kernels.global_attention(query, own.key, own.value, step.documents)
+            output = step.attend.global_attention(query, own)
         else:
             gate = self.plt_gate(layer_input, query)
-            output, global_output, local_output = gated_attention(
-                query, own, shared, gate, step.documents, step.kernels, self.config.window_left
-            )
+            output, global_output, local_output = gated_attention(query, own, shared, gate, step.attend)
             step.observer.gate(step.loop_number, layer_index, gate)
             seen |= {"shared_key": shared.key, "shared_value": shared.value}
             seen |= {"global_output": global_output, "local_output": local_output}
@@ -87,15 +85,12 @@ class Layer(nn.Module):
 
 
 class LoopStep:
-    """What all layers of one loop share: its number, RoPE tables, documents, kernels and the observer."""
+    """What all layers of one loop share: its number, RoPE tables, both attention branches and the observer."""
 
-    __slots__ = ("documents", "kernels", "loop_number", "observer", "rope")
+    __slots__ = ("attend", "loop_number", "observer", "rope")
 
-    def __init__(
-        self, loop_number: int, rope: Rope, documents: Documents, kernels: AttentionKernels, observer: Observer
-    ):
-        self.loop_number, self.rope, self.documents = loop_number, rope, documents
-        self.kernels, self.observer = kernels, observer
+    def __init__(self, loop_number: int, rope: Rope, attend: Attend, observer: Observer):
+        self.loop_number, self.rope, self.attend, self.observer = loop_number, rope, attend, observer
 
 
 class Backbone(nn.Module):
@@ -146,17 +141,19 @@ class PLT(nn.Module):
         rope = rope_tables(documents.positions, config.head_dim, config.rope_theta)
         weight = self.model.embed_tokens.weight
         kernels = choose_kernels(self.kernel_config, weight.device, weight.dtype)
+        attend = WholeRows(kernels, documents, config.window_left)
         embedding, hidden = self.model.embed_tokens(input_ids), None
         shared: list[SharedKV | None] = [None] * config.num_layers
         for loop_number in range(1, config.num_loops + 1):
-            step = LoopStep(loop_number, rope, documents, kernels, observer)
-            hidden, own = self._visit_layers(self._loop_input(embedding, hidden, step), shared, step)
+            step = LoopStep(loop_number, rope, attend, observer)
+            x = self._loop_input(embedding, hidden, documents, step)
+            hidden, own = self._visit_layers(x, shared, step)
             observer.loop_output(loop_number, hidden)
             yield hidden, own
             if config.loop_kind is LoopKind.parallel and loop_number == 1:
                 shared = own
 
-    def _loop_input(self, embedding: Tensor, previous: Tensor | None, step: LoopStep) -> Tensor:
+    def _loop_input(self, embedding: Tensor, previous: Tensor | None, documents: Documents, step: LoopStep) -> Tensor:
         """E for loop 1, B(r) for later loops (h(r-1) itself in the sequential comparison)."""
         config = self.config
         if previous is None:
@@ -165,7 +162,7 @@ class PLT(nn.Module):
         if config.loop_kind is LoopKind.sequential:
             step.observer.loop_input(step.loop_number, None, previous)
             return previous
-        shifted = shift_right(self.between_loops(previous), step.documents.starts)
+        shifted = shift_right(self.between_loops(previous), documents.starts)
         step.observer.loop_input(step.loop_number, embedding, shifted)
         return loop_input(embedding, shifted, config.embedding_scale, config.hidden_scale)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 _CPU = torch.device("cpu")
 _installed = False
@@ -38,6 +39,7 @@ def install() -> bool:
             "megatron.core was imported before the CPU stand-in for torch.cuda; import it through "
             "loopcoder_train.engines.megatron only"
         )
+    _device_constructors()  # torch remembers what it returns: `with torch.device(...)` must know the originals
     torch.cuda.current_device = lambda: _CPU
     torch.zeros, torch.tensor = _without_cuda(torch.zeros), _without_cuda(torch.tensor)
     torch.Tensor.type = _type_as_on_cuda(torch.Tensor.type)

@@ -1,8 +1,8 @@
 """How fast a run goes: tokens and model FLOPs per second, time waited for data, memory high-water mark.
 
-Steps are collected without any communication; :meth:`ThroughputMeter.read` makes one sum over the data-parallel ranks
-per window. Model FLOPs follow the documents: attention pairs are counted from each batch's document boundaries, loop
-by loop (`model/counts.py`), so short documents do not inflate the rate.
+Steps are collected without any communication; :meth:`ThroughputMeter.read` asks all ranks once per window. Model FLOPs
+follow the documents: attention pairs are counted from each batch's document boundaries, loop by loop
+(`model/counts.py`), so short documents do not inflate the rate.
 """
 
 import resource
@@ -64,17 +64,11 @@ class ThroughputMeter:
             self._window_pairs += pairs.window
 
     def read(self) -> Window:
-        """The window since the last reading, over all data-parallel ranks (a collective), and start a new one.
-
-        Maxima travel through the sum too: every rank fills its own column of a table, zero elsewhere.
-        """
-        ranks, rank = self._engine.data_parallel_size, self._engine.data_parallel_rank
-        own = torch.zeros(3, ranks, dtype=torch.float64)
-        own[:, rank] = torch.tensor([self._seconds, self._wait, memory_high_water(self._device)], dtype=torch.float64)
+        """The window since the last reading, over all ranks (two collectives), and start a new one."""
+        own = torch.tensor([self._seconds, self._wait, memory_high_water(self._device)], dtype=torch.float64)
+        seconds, wait, memory = self._engine.max_over_ranks(own).tolist()
         pairs = torch.tensor([self._causal_pairs, self._window_pairs], dtype=torch.float64)
-        total = self._engine.sum_over_data_parallel(torch.cat([own.flatten(), pairs]))
-        seconds, wait, memory = total[:-2].view(3, ranks).max(dim=1).values.tolist()
-        causal, window = (round(value) for value in total[-2:].tolist())
+        causal, window = (round(value) for value in self._engine.sum_over_data_parallel(pairs).tolist())
         result = Window(
             steps=self.steps,
             tokens=self._tokens,

@@ -19,7 +19,31 @@ LAYOUTS = {
         {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
     ),
     "dp2_overlap": (2, {"overlap_grad_reduce": True}),
+    "pp2": (2, {"pipeline_parallel_size": 2}),
+    "cp2": (2, {"context_parallel_size": 2}),
+    "pp4": (4, {"pipeline_parallel_size": 4}),
+    "pp2_tp2_sp": (4, {"pipeline_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
+    "pp2_dp2_distopt_overlap": (
+        4,
+        {
+            "pipeline_parallel_size": 2,
+            "distributed_optimizer": True,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+        },
+    ),
+    "cp2_tp2_sp": (4, {"context_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
+    "cp2_pp2": (4, {"context_parallel_size": 2, "pipeline_parallel_size": 2}),
 }
+
+# Layouts that single cases need: with overlap Megatron notices what the mistake does without it.
+MORE_LAYOUTS = {"pp2_dp2_distopt": (4, {"pipeline_parallel_size": 2, "distributed_optimizer": True})}
+
+
+def layout_of(name: str) -> tuple[int, dict[str, object]]:
+    """Processes and ParallelConfig options."""
+    return (LAYOUTS | MORE_LAYOUTS)[name]
+
 
 AFTER_A_STEP_TOLERANCE = 2e-3  # nats: AdamW steps amplify rounding; stale weights are off by tenths
 
@@ -37,7 +61,7 @@ class Case:
     tied: bool = False
     loop_kind: str = "parallel"
     recompute: str = "none"
-    micro_batches: int = 1  # per data-parallel rank
+    micro_batches: int = 1  # per data-parallel rank and pipeline stage
     precision: str = "fp32"
     mutation: str = ""
     other_layout: str = ""  # where a saved state is loaded
@@ -46,7 +70,18 @@ class Case:
     @property
     def world_size(self) -> int:
         """Processes the case needs."""
-        return LAYOUTS[self.layout][0]
+        return layout_of(self.layout)[0]
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages of the case's layout, or the most of its two."""
+        both = (self.layout, self.other_layout or self.layout)
+        return max(layout_of(layout)[1].get("pipeline_parallel_size", 1) for layout in both)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model: so many that stages get unequal numbers."""
+        return {1: 2, 2: 3, 4: 5}[self.stages]
 
     @property
     def id(self) -> str:
@@ -116,15 +151,42 @@ def training_cases() -> list[Case]:
     return cases + [Case(kind="bf16", layout=layout, precision="bf16") for layout in LAYOUTS]
 
 
+MOVES = (
+    ("tp2", "dp2_distopt"),
+    ("dp2_distopt", "tp2_sp"),
+    ("tp2_sp", "dp2"),
+    ("dp2_distopt_overlap", "tp2"),
+    ("tp2", "pp2"),
+    ("pp2", "dp2_distopt"),
+    ("cp2", "pp2"),
+    ("pp2", "cp2"),
+    ("dp2_distopt", "cp2"),
+    ("pp4", "cp2_tp2_sp"),
+    ("pp2_dp2_distopt_overlap", "pp4"),
+    ("cp2_pp2", "pp2_tp2_sp"),
+    ("cp2_tp2_sp", "pp2_dp2_distopt_overlap"),
+)
+
+
 def state_cases() -> list[Case]:
-    """Save, load into the same or another layout, go on."""
-    two = [name for name, (processes, _) in LAYOUTS.items() if processes == 2]
-    pairs = [("single", "single"), *((name, name) for name in two)]
-    pairs += [("tp2", "dp2_distopt"), ("dp2_distopt", "tp2_sp"), ("tp2_sp", "dp2"), ("dp2_distopt_overlap", "tp2")]
+    """Save, load into the same or another layout of as many processes, go on."""
+    pairs = [*((name, name) for name in LAYOUTS), *MOVES]
     cases = [Case(kind="state", layout=a, other_layout=b) for a, b in pairs]
-    cases += [Case(kind="state", layout=a, other_layout=b, precision="bf16") for a, b in pairs]
-    tied_query = Case(kind="state", layout="tp2_sp", other_layout="dp2_distopt", gate_input="query", tied=True)
-    return [*cases, tied_query]
+    rounded = [*((name, name) for name in LAYOUTS), *MOVES[:4], ("pp2", "cp2"), ("cp2_pp2", "pp2_tp2_sp")]
+    cases += [Case(kind="state", layout=a, other_layout=b, precision="bf16") for a, b in rounded]
+    for a, b in (("tp2_sp", "dp2_distopt"), ("pp2_dp2_distopt_overlap", "cp2_pp2")):
+        cases.append(Case(kind="state", layout=a, other_layout=b, gate_input="query", tied=True))
+    return cases
+
+
+def schedule_cases() -> list[Case]:
+    """The order of passes over loops and microbatches, and what is kept meanwhile."""
+    return [
+        Case(kind="schedule", layout=layout, num_loops=num_loops, micro_batches=micro_batches, packed=False)
+        for layout in ("pp2", "pp4")
+        for num_loops in (1, 2, 3)
+        for micro_batches in (1, 2, 3)
+    ]
 
 
 def memory_cases() -> list[Case]:
@@ -134,27 +196,39 @@ def memory_cases() -> list[Case]:
 
 # mutation -> layouts in which it must be felt
 MUTATIONS = {
-    "gate_direction_swapped": ("single", "tp2_sp"),
+    "gate_direction_swapped": ("single", "tp2_sp", "pp2"),
     "shift_dropped": ("single", "tp2_sp"),
-    "shift_crosses_documents": ("single", "tp2_sp"),
+    "shift_crosses_documents": ("single", "tp2_sp", "cp2"),
     "window_off_by_one": ("single", "tp2_sp"),
     "shared_kv_detached": ("single", "tp2_sp"),
-    "shift_stops_at_the_seam": ("tp2_sp",),
-    "seam_gradient_dropped": ("tp2_sp",),
-    "documents_cross_at_the_seam": ("tp2_sp",),
+    "shift_stops_at_the_seam": ("tp2_sp", "cp2", "cp2_tp2_sp"),
+    "seam_gradient_dropped": ("tp2_sp", "cp2", "cp2_tp2_sp"),
+    "documents_cross_at_the_seam": ("tp2_sp", "cp2", "cp2_tp2_sp"),
     "gate_gradient_of_own_heads_only": ("tp2",),
     "gate_gradient_not_summed_over_rows": ("tp2_sp",),
     "norm_gradient_not_summed_over_rows": ("tp2_sp",),
+    "halo_too_short_by_one": ("cp2",),
+    "halo_gradient_dropped": ("cp2",),
+    "gathered_gradient_not_summed": ("cp2",),
+    "positions_restart_at_the_seam": ("cp2",),
+    "shared_kv_gradient_twice": ("pp2",),
+    "shared_kv_gradient_not_at_all": ("pp2",),
+    "normed_twice_between_loops": ("pp2",),
+    "messages_swapped": ("pp2",),
+    "finalized_once_per_chunk": ("pp2_dp2_distopt",),
 }
 
 
 def mutation_cases() -> list[Case]:
     """Each mistake must push the comparison far over its tolerance."""
-    return [
-        Case(kind="mutation", layout=layout, mutation=mutation, num_loops=3)
+    cases = [
+        # pipelines: enough microbatches for passes to overlap
+        Case(kind="mutation", layout=layout, mutation=mutation, num_loops=3, micro_batches=1 + 2 * ("pp" in layout))
         for mutation, layouts in MUTATIONS.items()
         for layout in layouts
     ]
+    shared_step = Case(kind="state_mutation", layout="pp2", other_layout="pp2", mutation="step_tensor_shared")
+    return [*cases, shared_step]
 
 
 def ci_cases() -> list[Case]:
@@ -165,6 +239,7 @@ def ci_cases() -> list[Case]:
         *training_cases(),
         *state_cases(),
         *mutation_cases(),
+        *schedule_cases(),
         *memory_cases(),
     ]
 

@@ -18,6 +18,7 @@ from tests.distributed.kept_memory import KeptMemory
 from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, without_mutation
 from tests.distributed.megatron_mutations import mistake
 from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
+from tests.distributed.pipeline_schedule import idle_share, live_pairs, peak_live_pairs
 
 setup.GRAD_BUCKET_SIZE = 3000  # several buckets even for a tiny model, so that overlapped reductions are several
 _CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def gradients(case: Case) -> dict[str, float]:
     With overlapped reductions Megatron learns in the first pass which gradients to wait for: the second counts too.
     """
     engine = _engine(case)
-    total = case.micro_batches * engine.data_parallel_size
+    total = case.micro_batches * case.stages * engine.data_parallel_size
     batches = micro_batches(total, case.packed)
     for _ in range(2):
         loss, tokens = engine.forward_backward(_mine(engine, batches))
@@ -51,9 +52,16 @@ def gradients(case: Case) -> dict[str, float]:
     for shard in engine.gradient_shards():
         names.add(shard.name)
         worst = _worst([worst, _relative(shard, reference[shard.name])])
-    assert engine.config.parallel.distributed_optimizer or names == set(reference), names ^ set(reference)
+    _check_names(engine, names, set(reference))
     assert tokens == sum(int(count_supervised(batch.labels)) for batch in batches)
     return {"loss": abs(loss - reference_loss), "gradient": worst}
+
+
+def _check_names(engine: MegatronEngine, names: set[str], expected: set[str]) -> None:
+    """Nothing was left out of the comparison."""
+    gathered: list[set[str]] = [set()] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, names)
+    assert set().union(*gathered) == expected, set().union(*gathered) ^ expected
 
 
 def mutation(case: Case) -> dict[str, float]:
@@ -69,7 +77,7 @@ def training(case: Case) -> dict[str, float]:
     engine, plain = _engine(case), _plain_engine(case)
     errors = _evaluation_errors(engine, plain, case)
     for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
-        batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed, step)
+        batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step)
         result = engine.train_step(_mine(engine, batches), learning_rate)
         reference = plain.train_step(batches, learning_rate)
         assert result.supervised_tokens == reference.supervised_tokens
@@ -85,7 +93,7 @@ def _evaluation_error_after_a_step(engine: MegatronEngine, plain: PlainEngine, c
     """Evaluation right after a step must see its weights, gathered or not: the step is large enough to tell."""
     (batch,) = micro_batches(1, case.packed, step=9)
     before = plain.token_losses(batch)
-    batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed, step=4)
+    batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step=4)
     for trained, own in ((engine, _mine(engine, batches)), (plain, batches)):
         trained.train_step(own, 1e-2)
     after = plain.token_losses(batch)
@@ -124,7 +132,7 @@ def _evaluation_errors(engine: MegatronEngine, plain: PlainEngine, case: Case) -
 def bf16(case: Case) -> dict[str, float]:
     """bf16 arithmetic on fp32 masters, and the plain engine's own bf16, both against the plain fp32 gradients."""
     engine, plain = _engine(case), _plain_engine(case)
-    batches = micro_batches(case.micro_batches * engine.data_parallel_size, case.packed)
+    batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed)
     loss, _ = engine.forward_backward(_mine(engine, batches))
     reference_loss, reference = _plain_gradients(case, batches)
     plain_loss = plain.train_step(batches, learning_rate=0.0).loss
@@ -173,6 +181,33 @@ def state(case: Case) -> dict[str, float]:
     }
 
 
+def state_mutation(case: Case) -> dict[str, float]:
+    """Going on from saved state, with and without a mistake in loading it."""
+    right = state(replace(case, mutation=""))
+    with mistake(case.mutation):
+        wrong = state(case)
+    return {"right": right["loss"], "wrong": wrong["loss"]}
+
+
+def schedule(case: Case) -> dict[str, float]:
+    """What the recorded passes of one step show, beside the formulas."""
+    engine = _engine(case)
+    pipeline, stage_index = engine._loops, engine.mesh.stage_index
+    pipeline.events = []
+    batches = micro_batches(case.micro_batches * case.stages, case.packed)
+    engine.forward_backward(batches)
+    assert pipeline.num_kept == 0, "a microbatch was not forgotten"
+    engine.token_losses(batches[0])
+    assert pipeline.num_kept == 0, "a measuring pass left something"
+    events = pipeline.events[: 2 * case.num_loops * len(batches)]
+    by_stage = [None] * case.stages
+    distributed.all_gather_object(by_stage, events)
+    return {
+        "live_pairs": abs(peak_live_pairs(events) - live_pairs(case.num_loops, len(batches), case.stages, stage_index)),
+        "idle": abs(idle_share(by_stage) - (case.stages - 1) / (case.num_loops * len(batches))),
+    }
+
+
 def memory(case: Case) -> dict[str, float]:
     """Numbers per local row and layer that a forward pass keeps, for every kind of recomputation."""
     kept = {}
@@ -190,7 +225,7 @@ def memory(case: Case) -> dict[str, float]:
 def _train(engine: MegatronEngine, case: Case, steps: range) -> list[float]:
     losses = []
     for step in steps:
-        batches = micro_batches(2 * case.micro_batches, case.packed, step)
+        batches = micro_batches(2 * case.micro_batches * case.stages, case.packed, step)
         losses.append(engine.train_step(_mine(engine, batches), 1e-3).loss)
     return losses
 
@@ -256,4 +291,6 @@ _CHECKS = {
     "bf16": bf16,
     "state": state,
     "memory": memory,
+    "state_mutation": state_mutation,
+    "schedule": schedule,
 }

@@ -18,22 +18,22 @@ from loopcoder_train.config import (
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.model import IGNORE_INDEX
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
-from tests.distributed.megatron_cases import LAYOUTS, PRESETS, Case
+from tests.distributed.megatron_cases import PRESETS, Case, layout_of
 
 SEQUENCE_LENGTH, ROWS, VOCAB = 48, 2, 64
-# Where documents begin in rows 0, 1, 2, ...: one exactly at the seam of two sequence parts (24), others across it.
-_STARTS = ([7, 24, 37], [11, 23, 40], [1, 2, 25, 47], [24], [12, 30])
+# Where documents begin in rows 0, 1, 2, ...: exactly at each seam of two and of four parts (12, 24, 36), and across it.
+_STARTS = ([7, 24, 36], [11, 23, 40], [1, 2, 25, 47], [24], [12, 37])
 
 
 def run_config(case: Case, layout: str | None = None) -> RunConfig:
     """The run of a case under its own or another layout; `layout="plain"` for the plain engine."""
-    world_size, parallel = (1, {}) if layout == "plain" else LAYOUTS[layout or case.layout]
+    world_size, parallel = (1, {}) if layout == "plain" else layout_of(layout or case.layout)
     return RunConfig(
         run_dir="unused",
         model=_model(case),
         training=TrainingConfig(
             num_steps=10,
-            global_batch_size=ROWS * 2 * case.micro_batches,
+            global_batch_size=ROWS * 2 * case.micro_batches * case.stages,
             micro_batch_size=ROWS,
             precision=Precision[case.precision],
             activation_checkpointing=ActivationCheckpointing[case.recompute],
@@ -49,7 +49,7 @@ def _model(case: Case) -> ModelConfig:
     return ModelConfig(
         hidden_size=32,
         intermediate_size=56,
-        num_layers=2,
+        num_layers=case.num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=10,
@@ -91,6 +91,9 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     if name.endswith("norm.weight"):
         return 1.0 + 0.3 * noise
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        # Small enough that 15 visits in a row do not amplify fp32 rounding itself beyond the tolerance.
+        return 0.04 * noise
     return (0.7 if ".plt_gate." in name else 0.15) * noise
 
 

@@ -27,6 +27,7 @@ def test_any_module_of_the_engine_package_brings_the_stand_in():
         "assert cpu_device.install()\n"
         "assert torch.cuda.current_device() == torch.device('cpu')\n"
         "assert torch.zeros(1, device='cuda').device.type == 'cpu'\n"
+        "with torch.device('meta'): assert torch.zeros(1).is_meta and torch.tensor(1).is_meta\n"
         "assert torch.ones(1).bfloat16().type() == 'torch.cuda.BFloat16Tensor'\n"
         "assert torch.ones(1).type(torch.float64).dtype == torch.float64\n"
     )

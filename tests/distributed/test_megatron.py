@@ -102,7 +102,14 @@ def test_saved_state_goes_on_in_the_same_and_in_another_layout(case):
         assert errors["loss"] <= 1e-2
 
 
-@pytest.mark.parametrize("case", cases_of("mutation"))
+@pytest.mark.parametrize("case", cases_of("schedule"))
+def test_a_pipeline_keeps_and_idles_as_the_formulas_say(case):
+    errors = errors_of(case, "ci")
+    assert errors["live_pairs"] == 0
+    assert errors["idle"] < 1e-12
+
+
+@pytest.mark.parametrize("case", cases_of("mutation", "state_mutation"))
 def test_a_mistake_is_felt(case):
     errors = errors_of(case, "ci")
     assert errors["right"] <= TOLERANCE

@@ -11,20 +11,17 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from torch import Tensor, distributed
-from torch.nn import functional as F
 
 from loopcoder_train.config import RunConfig
 from loopcoder_train.engines.engine import MicroBatch, StepResult
-from loopcoder_train.engines.megatron import setup
-from loopcoder_train.engines.megatron.loops import AllLoops, loop_outputs
+from loopcoder_train.engines.megatron import measure, setup
+from loopcoder_train.engines.megatron.loops import AllLoops, SingleStage
+from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer
 from loopcoder_train.engines.megatron.parameters import fill, stage_layout
-from loopcoder_train.engines.megatron.recorder import GatheringRecorder
+from loopcoder_train.engines.megatron.pipeline import LoopChunk, LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
-from loopcoder_train.engines.telemetry import telemetry_values
-from loopcoder_train.model import IGNORE_INDEX
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
@@ -43,18 +40,19 @@ class MegatronEngine:
         # Megatron allocates on CUDA wherever it finds a device: a CPU run must not see one (worker.py hides it).
         assert device.type == "cuda" or not torch.cuda.is_available(), "device=cpu needs CUDA_VISIBLE_DEVICES=''"
         setup.initialize_process_groups(config.parallel)
-        self._tensor_group = parallel_state.get_tensor_model_parallel_group()
-        self._data_group = parallel_state.get_data_parallel_group()
-        self.data_parallel_rank, self.data_parallel_size = self._data_group.rank(), self._data_group.size()
-        megatron_config = setup.transformer_config(config)
-        self.stage = Stage(config, megatron_config, self._tensor_group, device)
-        self._layout = stage_layout(self.stage, config.model, self._tensor_group.rank(), self._tensor_group.size())
-        self._ddp = DistributedDataParallel(megatron_config, setup.ddp_config(config.parallel), self.stage)
+        self.mesh = Mesh.current(config.parallel.sequence_parallel)
+        self.data_parallel_rank, self.data_parallel_size = self.mesh.data.rank(), self.mesh.data.size()
+        self._megatron_config = setup.transformer_config(config)
+        self.stage = Stage(config, self._megatron_config, self.mesh, device)
+        self._layout = stage_layout(self.stage, config.model, self.mesh.tensor.rank(), self.mesh.tensor.size())
+        self._ddp = DistributedDataParallel(self._megatron_config, setup.ddp_config(config.parallel), self.stage)
         self._optimizer = build_optimizer(config, self._ddp, self._layout)
-        self._state = OptimizerState(self._optimizer, self._layout, self.data_parallel_rank, self._tensor_group.rank())
-        self._model = AllLoops(self.stage)
-        megatron_config.no_sync_func = self._ddp.no_sync
-        megatron_config.finalize_model_grads_func = self._finalize_gradients
+        self._state = OptimizerState(self._optimizer, self._layout, self.mesh)
+        self._loops = SingleStage(self.stage) if self.mesh.num_stages == 1 else LoopPipeline(self.stage)
+        # Overlapped reduction with loops as chunks: DDP counts, in the first step, how often each gradient arrives in
+        # the chunks' last backward passes, and later reduces a bucket when all have arrived as often: in loop 1's.
+        self._megatron_config.no_sync_func = self._ddp.no_sync
+        self._megatron_config.finalize_model_grads_func = self._finalize_gradients
         fill(self._state.weight_shards(loading=True), self._initial_value)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
@@ -69,25 +67,38 @@ class MegatronEngine:
         """Loss (nats per supervised token of the global batch) and that number of tokens; gradients stay in place."""
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-        reports = get_forward_backward_func()(
+        self._loops.begin()
+        reports = self._schedule()(
             forward_step_func=self._forward_step,
-            data_iterator=iter(micro_batches),
-            model=self._model,
+            data_iterator=self._loops.data([self._on_device(batch) for batch in micro_batches]),
+            model=self._loops.model,
             num_microbatches=len(micro_batches),
             seq_length=micro_batches[0].input_ids.shape[1],
             micro_batch_size=micro_batches[0].input_ids.shape[0],
             forward_only=False,
         )
-        loss_sum, tokens = self.sum_over_data_parallel(torch.stack(reports).sum(dim=0)).tolist()
+        # The last stage has seen the losses of its rows: sum over everybody who has seen some, tell the rest.
+        total = torch.stack(reports).sum(dim=0) if reports else torch.zeros(2, dtype=torch.float64, device=self.device)
+        for group in (self.mesh.replicas, self.mesh.pipeline):
+            distributed.all_reduce(total, group=group)
+        loss_sum, tokens = total.tolist()
         return loss_sum / max(tokens, 1), int(tokens)
 
-    def _forward_step(self, batches: Iterator[MicroBatch], model: AllLoops) -> tuple[Tensor, partial]:
+    def _schedule(self):
+        """Megatron's schedule: accumulation on one stage, 1F1B for R = 1, interleaved 1F1B otherwise."""
+        chunks = self._megatron_config.virtual_pipeline_model_parallel_size
+        return get_forward_backward_func(pp_size=self.mesh.num_stages, vp_size=chunks)
+
+    def _forward_step(
+        self, batches: Iterator[tuple[int, MicroBatch]], model: AllLoops | LoopChunk
+    ) -> tuple[Tensor, partial]:
         """Megatron's forward step: the model's output, and the function that turns it into a loss."""
-        input_ids, labels, document_ids = self._on_device(next(batches))
-        return model(input_ids, document_ids), partial(self._loss, labels)
+        number, batch = next(batches)
+        return model(number, batch), partial(self._loss, batch.labels)
 
     def _loss(self, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss sum to differentiate, supervised tokens, and both as a report (fp64 [2])."""
+        """Of this rank's rows: loss sum to differentiate, supervised tokens, and both as a report (fp64 [2])."""
+        labels = self.stage.row_split.cut(labels)
         losses = self.stage.token_losses(hidden, labels)
         tokens = count_supervised(labels)
         report = torch.stack([losses.detach().double().sum(), tokens.double()])
@@ -101,42 +112,29 @@ class MegatronEngine:
         """
         finalize_model_grads([self._ddp], num_tokens, **options)
 
-    @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> Tensor:
-        """fp32 [R, B, S]: loss of every token read after every loop, on every tensor rank."""
-        length = batch.input_ids.shape[1]
-        input_ids, labels, document_ids = self._padded(*self._on_device(batch))
-        losses = [
-            self.stage.token_losses(hidden, labels).transpose(0, 1)
-            for hidden in loop_outputs(self.stage, input_ids, document_ids)
-        ]
-        return torch.stack(losses)[:, :, :length]
+        """fp32 [R, B, S]: loss of every token read after every loop, on every rank."""
+        return measure.token_losses(self._loops, self._on_device(batch))
 
-    @torch.no_grad()
     def loop_telemetry(self, batch: MicroBatch) -> dict[str, float]:
         """See :func:`~loopcoder_train.engines.telemetry.telemetry_values`; the mean over data-parallel ranks."""
-        input_ids, labels, document_ids = self._padded(*self._on_device(batch))
-        record = GatheringRecorder(self.stage)
-        for _ in loop_outputs(self.stage, input_ids, document_ids, record):
-            pass
-        values = telemetry_values(self.config.model, record, labels != IGNORE_INDEX, self._logits_of_whole_states)
+        values = measure.loop_telemetry(self._loops, self._on_device(batch), self.config.model)
         total = self.sum_over_data_parallel(torch.tensor(list(values.values()), dtype=torch.float64))
         return dict(zip(values, (total / self.data_parallel_size).tolist(), strict=True))
-
-    def _logits_of_whole_states(self, states: Tensor) -> Tensor:
-        """[B, S, V] from gathered states [B, S, d]."""
-        rows = states.transpose(0, 1)
-        if self.stage.sequence_group is not None:
-            rows = scatter_to_sequence_parallel_region(rows, group=self.stage.sequence_group)
-        return self.stage.logits(rows)
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:
         """Sum over the data-parallel ranks; back on the caller's device."""
         if self.data_parallel_size == 1:
             return tensor
         total = tensor.to(self.device, copy=True)
-        distributed.all_reduce(total, group=self._data_group)
+        distributed.all_reduce(total, group=self.mesh.data)
         return total.to(tensor.device)
+
+    def max_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Element-wise maximum over all ranks; back on the caller's device."""
+        most = tensor.to(self.device, copy=True)
+        distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+        return most.to(tensor.device)
 
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         """Weights and Adam moments under layout-free names; loading needs no communication afterwards."""
@@ -163,15 +161,5 @@ class MegatronEngine:
     def _initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return initial_value(name.removeprefix(MODEL_PREFIX), shape, self.config.model, self.config.seed)
 
-    def _on_device(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Input ids, labels and document ids [B, S]."""
-        return tuple(x.to(self.device, non_blocking=True) for x in (batch.input_ids, batch.labels, batch.document_ids))
-
-    def _padded(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows made a multiple of the sequence parts, by tokens at the end that nothing reads."""
-        group = self.stage.sequence_group
-        missing = -input_ids.shape[1] % (1 if group is None else group.size())
-        if missing == 0:
-            return input_ids, labels, document_ids
-        document_ids = torch.cat([document_ids, document_ids[:, -1:].expand(-1, missing)], dim=1)
-        return F.pad(input_ids, (0, missing)), F.pad(labels, (0, missing), value=IGNORE_INDEX), document_ids
+    def _on_device(self, batch: MicroBatch) -> MicroBatch:
+        return MicroBatch(*(getattr(batch, name).to(self.device, non_blocking=True) for name in MicroBatch.__slots__))

@@ -1,12 +1,15 @@
 """One PLT layer from Megatron's parallel linears; activations are [S_local, B, d] between them.
 
-Heads and the inner dim of the MLP are split over tensor-parallel ranks. With sequence parallelism the rows between the
-parallel linears are split too: S_local = S / tensor_parallel_size, otherwise S_local = S.
+Heads and the inner dim of the MLP are split over tensor-parallel ranks. S is this rank's part of the row under context
+parallelism. With sequence parallelism the rows between the parallel linears are split too: S_local = S /
+tensor_parallel_size, otherwise S_local = S.
 
 q, k, v are one matrix, and gate, up are one: under sequence parallelism every column-parallel linear gathers its input
 again, so one of each gathers twice per layer instead of five times. What happens between projection and output is the
 plain model's own code.
 """
+
+from collections.abc import Callable
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -90,24 +93,26 @@ class Attention(nn.Module):
     def forward(
         self, layer_input: Tensor, normed: Tensor, shared: SharedKV | None, step: LoopStep, layer_index: int
     ) -> tuple[Tensor, SharedKV]:
-        """Output [S_local, B, d] and this visit's keys and values; `shared` is loop 1's, None for full attention."""
+        """Output [S_local, B, d] and this visit's keys and values; `shared` is loop 1's, None for full attention.
+
+        Keys and values of a visit with full attention are of whole rows, those of later loops of this rank's rows.
+        """
         query, own = self.project(normed, step)
         if shared is None:
-            output = self._core(self._full, query, own, step)
+            own = step.attend.gathered(own)
+            output = self._core(step.attend.global_attention, query, own)
         else:
             gate = self.plt_gate(layer_input, query)
             step.observer.gate(step.loop_number, layer_index, gate)
-            output = self._core(self._gated, query, own, shared, gate, step)
+            output = self._core(_gated, query, step.attend.with_halo(own), shared, gate, step)
         return self.o_proj(output.flatten(-2).transpose(0, 1).contiguous())[0], own
 
-    def _core(self, attention, *args) -> Tensor:
+    def _core(self, attention: Callable[..., Tensor], *args: object) -> Tensor:
         return recomputed(attention, *args) if self.recompute_core and torch.is_grad_enabled() else attention(*args)
 
-    def _full(self, query: Tensor, own: SharedKV, step: LoopStep) -> Tensor:
-        return step.kernels.global_attention(query, own.key, own.value, step.documents)
 
-    def _gated(self, query: Tensor, own: SharedKV, shared: SharedKV, gate: Tensor, step: LoopStep) -> Tensor:
-        return gated_attention(query, own, shared, gate, step.documents, step.kernels, self.model.window_left)[0]
+def _gated(query: Tensor, own: SharedKV, shared: SharedKV, gate: Tensor, step: LoopStep) -> Tensor:
+    return gated_attention(query, own, shared, gate, step.attend)[0]
 
 
 class SwiGLU(nn.Module):

@@ -3,13 +3,14 @@
 E -> loop 1 -> h(1), K1, V1 -> a E + b shift(N(h(1))) -> loop 2 (K1, V1) -> ... -> h(R)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from loopcoder_train.config import LoopKind
+from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.megatron.stage import Stage
 from loopcoder_train.model.gated_attention import SharedKV
 from loopcoder_train.model.observer import Observer
@@ -24,12 +25,27 @@ def loop_outputs(
     embedding, hidden = stage.embed(input_ids), None
     shared: list[SharedKV | None] = [None] * len(stage.layers)
     for loop_number in range(1, stage.model.num_loops + 1):
-        x = stage.loop_input(loop_number, embedding, hidden, geometry, observer)
+        previous = None if hidden is None else stage.between_loops(hidden)
+        x = stage.loop_input(loop_number, embedding, previous, geometry, observer)
         hidden, own = stage.run_loop(loop_number, x, shared, geometry, observer)
         observer.loop_output(loop_number, hidden)
         yield hidden
         if loop_number == 1 and stage.model.loop_kind is LoopKind.parallel:
             shared = own
+
+
+class SingleStage:
+    """All loops on one pipeline stage, with the interface of :class:`~.pipeline.LoopPipeline`."""
+
+    def __init__(self, stage: Stage):
+        self.stage, self.model = stage, AllLoops(stage)
+
+    def begin(self) -> None:
+        """A new pass: nothing is kept between passes."""
+
+    def data(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[int, MicroBatch]]:
+        """Numbered microbatches."""
+        return iter(enumerate(batches))
 
 
 class AllLoops(MegatronModule):
@@ -44,7 +60,7 @@ class AllLoops(MegatronModule):
         """Megatron hands over what the previous pipeline stage sent; the only stage gets nothing."""
         assert all(tensor is None for tensor in tensors)
 
-    def forward(self, input_ids: Tensor, document_ids: Tensor | None) -> Tensor:
+    def forward(self, microbatch: int, batch: MicroBatch) -> Tensor:
         """h(R), [S_local, B, d]."""
-        *_, hidden = loop_outputs(self.stage, input_ids, document_ids)
+        *_, hidden = loop_outputs(self.stage, batch.input_ids, batch.document_ids)
         return hidden

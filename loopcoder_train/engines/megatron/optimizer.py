@@ -14,6 +14,7 @@ torch's AdamW it loses or shares the `step` counters.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -29,11 +30,13 @@ from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from torch import Tensor, nn
 
 from loopcoder_train.config import RunConfig
+from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.parameters import ParameterLayout
 from loopcoder_train.engines.megatron.setup import optimizer_config
 from loopcoder_train.model.state import FIRST_MOMENT_PREFIX, MODEL_PREFIX, SECOND_MOMENT_PREFIX, TensorShard
 
 Layout = dict[nn.Parameter, ParameterLayout]
+K = TypeVar("K")
 
 
 def build_optimizer(config: RunConfig, ddp: DistributedDataParallel, layout: Layout) -> MegatronOptimizer:
@@ -65,12 +68,17 @@ class MainTensor:
 
 
 class OptimizerState:
-    """The weights and AdamW state of one rank as shards."""
+    """The weights and AdamW state of one rank as shards.
 
-    def __init__(self, optimizer: MegatronOptimizer, layout: Layout, data_rank: int, tensor_rank: int):
+    Every element is owned, hence saved, once. Ranks that hold the same share the work: the distributed optimizer's
+    ranges lie with one replica each anyway, and otherwise the replicas take whole parameters in turn.
+    """
+
+    def __init__(self, optimizer: MegatronOptimizer, layout: Layout, mesh: Mesh):
         (self._megatron,) = optimizer.chained_optimizers  # dense parameters only: one optimizer
         self._adam: torch.optim.Optimizer = self._megatron.optimizer
-        self._layout, self._data_rank, self._tensor_rank = layout, data_rank, tensor_rank
+        self._layout, self._replica, self._tensor_rank = layout, mesh.replicas.rank(), mesh.tensor.rank()
+        self._saved_by = evenly({parameter: parameter.numel() for parameter in layout}, mesh.replicas.size())
         self._sharded = isinstance(self._megatron, DistributedOptimizer)
         self._mains = list(self._main_tensors())
 
@@ -129,7 +137,9 @@ class OptimizerState:
 
     def _shards(self, prefix: str, main: MainTensor, values: Tensor) -> Iterator[TensorShard]:
         layout = self._layout[main.parameter]
-        owner = (self._sharded or self._data_rank == 0) and (not layout.whole_on_every_rank or self._tensor_rank == 0)
+        among_replicas = self._sharded or self._replica == self._saved_by[main.parameter]
+        among_tensor_ranks = not layout.whole_on_every_rank or self._tensor_rank == 0
+        owner = among_replicas and among_tensor_ranks and not layout.is_copy
         yield from layout.shards(prefix, values.detach().view(-1), main.start, owner)
 
     def _main_tensors(self) -> Iterator[MainTensor]:
@@ -156,3 +166,12 @@ class OptimizerState:
                     start = megatron._get_model_param_range_map(parameter)["param"].start
                     owned[parameter] = MainTensor(parameter, tensor, start)
         return owned
+
+
+def evenly(sizes: dict[K, int], places: int) -> dict[K, int]:
+    """A place in [0, places) for every key, in order, each time the one that has got least so far."""
+    loads, chosen = [0] * places, {}
+    for key, size in sizes.items():
+        chosen[key] = loads.index(min(loads))
+        loads[chosen[key]] += size
+    return chosen

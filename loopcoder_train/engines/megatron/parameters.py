@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from loopcoder_train.config import GateInput, ModelConfig
-from loopcoder_train.model.names import HEAD, is_decayed, parameter_shapes
+from loopcoder_train.model.names import EMBEDDING, HEAD, is_decayed, parameter_shapes
 from loopcoder_train.model.state import TensorShard, flat_range_boxes
 
 # Fused matrix -> what its rows are, in order.
@@ -49,10 +49,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ParameterLayout:
-    """A local parameter's parts, in row order, and whether every tensor rank holds the same."""
+    """A local parameter's parts, in row order, and whether every tensor rank holds the same.
+
+    `is_copy`: another pipeline stage holds the same values and saves them.
+    """
 
     parts: tuple[Part, ...]
     whole_on_every_rank: bool
+    is_copy: bool
 
     @property
     def decayed(self) -> bool:
@@ -92,7 +96,7 @@ def _parameter_layout(
     local_name: str, shapes: dict[str, tuple[int, ...]], model: ModelConfig, rank: int, ranks: int
 ) -> ParameterLayout:
     parts, first_row, split = [], 0, None
-    for name in _released_names(local_name):
+    for name in _released_names(local_name, model):
         shape, split = shapes[name], _split_dim(name, model)
         offsets, local = [0] * len(shape), list(shape)
         if split is not None:
@@ -100,11 +104,14 @@ def _parameter_layout(
             offsets[split] = rank * local[split]
         parts.append(Part(name, shape, tuple(offsets), tuple(local), first_row))
         first_row += local[0]
-    return ParameterLayout(tuple(parts), whole_on_every_rank=split is None)
+    is_copy = model.tie_embeddings and local_name == HEAD
+    return ParameterLayout(tuple(parts), whole_on_every_rank=split is None, is_copy=is_copy)
 
 
-def _released_names(local_name: str) -> list[str]:
+def _released_names(local_name: str, model: ModelConfig) -> list[str]:
     """The released names behind a name inside the stage."""
+    if model.tie_embeddings and local_name == HEAD:  # the last stage's copy
+        return [EMBEDDING]
     for fused, names in _FUSED.items():
         if local_name.endswith(fused):
             return ["model." + local_name.replace(fused, name) for name in names]

@@ -46,7 +46,8 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     number tracker is never used.
     """
     model, parallel, dtype = config.model, config.parallel, DTYPES[config.training.precision]
-    return TransformerConfig(
+    chunks = virtual_stages(config)
+    result = TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.intermediate_size,
@@ -55,6 +56,10 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         kv_channels=model.head_dim,
         tensor_model_parallel_size=parallel.tensor_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks,
+        overlap_p2p_comm=chunks is not None,
+        batch_p2p_comm=chunks is None,
+        batch_p2p_sync=False,  # for torch before 1.10
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
@@ -66,6 +71,28 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         gradient_accumulation_fusion=False,  # needs Apex's CUDA extension
         deallocate_pipeline_outputs=False,
         cuda_graph_scope=[],
+    )
+    refuse_silent_mistakes(result)
+    return result
+
+
+def virtual_stages(config: RunConfig) -> int | None:
+    """Chunks of the interleaved schedule, one per loop; None where Megatron's schedule has no chunks."""
+    several = config.parallel.pipeline_parallel_size > 1 and config.model.num_loops > 1
+    return config.model.num_loops if several else None
+
+
+def refuse_silent_mistakes(config: TransformerConfig) -> None:
+    """AssertionError for settings with which Megatron 0.16 trains something else without a word.
+
+    tests/distributed shows what each does to the gradients.
+    """
+    interleaved = config.virtual_pipeline_model_parallel_size is not None
+    assert not config.deallocate_pipeline_outputs, (
+        "deallocate_pipeline_outputs frees what is still being sent (gloo): wrong loss or NaN; leave it off"
+    )
+    assert not interleaved or config.overlap_p2p_comm, (
+        "batch_p2p_comm with loops as virtual stages swaps messages between two ranks; set overlap_p2p_comm"
     )
 
 

@@ -64,6 +64,56 @@ def test_the_block_path_is_linear_in_length(monkeypatch):
     attention.block_window(x, x, x, Documents.of(torch.zeros(1, 200), None), 16)
 
 
+def varlen_by_hand(query, key, value, query_lengths, key_lengths, longest_query, longest_key, *, window_size, **_):
+    """What a varlen kernel computes: every document's queries are its last rows (aligned bottom right)."""
+    assert len(query_lengths) == len(key_lengths) and query_lengths.dtype == key_lengths.dtype == torch.int32
+    outputs = []
+    for q0, q1, k0, k1 in zip(query_lengths, query_lengths[1:], key_lengths, key_lengths[1:], strict=False):
+        q, k, v = query[q0:q1], key[k0:k1], value[k0:k1]
+        assert 0 < len(q) <= len(k) and len(q) <= longest_query and len(k) <= longest_key
+        rows = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))[None]
+        seen = (rows >= 0) & ((window_size[0] < 0) | (rows <= window_size[0]))
+        outputs.append(masked_attention(q[None], k[None], v[None], seen[None])[0])
+    assert sum(map(len, outputs)) == len(query) and key_lengths[-1] == len(key)
+    return torch.cat(outputs).to(query.dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 60),
+    unasked=st.integers(0, 50),
+    window_left=st.one_of(st.none(), st.integers(0, 24)),
+    cuts=st.lists(st.integers(1, 59), max_size=4),
+)
+def test_every_kernel_takes_queries_that_are_the_last_rows(length, unasked, window_left, cuts):
+    """A chunk of a row under context parallelism, behind what it sees of the rows before."""
+    from torch.nn.attention import varlen
+
+    unasked = min(unasked, length - 1)
+    index = torch.arange(length)
+    packed = torch.stack([sum(((index >= c).long() for c in cuts), index * 0), (index >= length // 2).long()])
+    query = torch.randn(2, length - unasked, 4, 6)
+    key, value = torch.randn(2, length, 2, 6), torch.randn(2, length, 2, 6)
+    for ids in (packed, None):
+        documents = Documents.of(packed, ids)
+        seen = brute_force_visible(packed if ids is not None else packed * 0, window_left)[:, unasked:]
+        expected = masked_attention(query, key, value, seen)
+        kernels = [attention.sdpa] + [attention.block_window] * (window_left is not None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(varlen, "varlen_attn", varlen_by_hand)
+            patch.setattr(attention, "_varlen_parameters", lambda: {"enable_gqa"})
+            for kernel in (*kernels, attention.varlen):
+                actual = kernel(query, key, value, documents, window_left)
+                torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_span_is_cut_out_of_its_row():
+    ids = torch.tensor([[0, 0, 0, 1, 2, 2], [5, 5, 5, 5, 5, 5]])
+    span = Documents.of(ids, ids).span(2, 5)
+    assert span.ids.tolist() == [[0, 1, 2], [5, 5, 5]]
+    assert span.starts.long().tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
 def test_positions_and_starts_restart_with_every_document():
     ids = torch.tensor([[0, 0, 0, 1, 2, 2], [5, 5, 5, 5, 5, 5]])
     documents = Documents.of(ids, ids)

@@ -70,7 +70,7 @@ def shift_across_documents(monkeypatch):
 
 def widen_window(monkeypatch):
     visible = Documents.visible
-    monkeypatch.setattr(Documents, "visible", lambda self, w: visible(self, None if w is None else w + 1))
+    monkeypatch.setattr(Documents, "visible", lambda self, w, *q: visible(self, None if w is None else w + 1, *q))
 
 
 def detach_shared(monkeypatch):
@@ -83,7 +83,7 @@ def detach_shared(monkeypatch):
 
 
 def attend_across_documents(monkeypatch):
-    monkeypatch.setattr(Documents, "additive_mask", lambda self, w, dtype: _mask_without_documents(self, w, dtype))
+    monkeypatch.setattr(Documents, "additive_mask", lambda self, w, dtype, *q: _mask_without_documents(self, w, dtype))
 
 
 def _mask_without_documents(documents, window_left, dtype):

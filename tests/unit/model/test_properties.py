@@ -66,6 +66,7 @@ def _second_visit(model, loop_two_input):
     """h(2) when loop 2 reads `loop_two_input` and loop 1 read something fixed."""
     from loopcoder_train.model.attention import choose_kernels
     from loopcoder_train.model.documents import Documents
+    from loopcoder_train.model.gated_attention import WholeRows
     from loopcoder_train.model.plt import LoopStep
     from loopcoder_train.model.rope import rope_tables
 
@@ -74,7 +75,7 @@ def _second_visit(model, loop_two_input):
     rope = rope_tables(documents.positions, config.head_dim, config.rope_theta)
     kernels = choose_kernels(model.kernel_config, tokens.device, torch.float32)
     (_, shared), _ = model.loops(tokens)
-    step = LoopStep(2, rope, documents, kernels, Observer())
+    step = LoopStep(2, rope, WholeRows(kernels, documents, config.window_left), Observer())
     return model._visit_layers(loop_two_input, shared, step)[0]
 
 

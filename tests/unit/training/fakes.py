@@ -80,6 +80,9 @@ class FakeEngine:
     def sum_over_data_parallel(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
+    def max_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         return [whole("model/weight", self.weight), whole("adam_first_moment/weight", self.momentum)]
 

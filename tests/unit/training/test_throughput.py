@@ -9,16 +9,19 @@ from tests.unit.training.fakes import BATCH, SEQUENCE_LENGTH, TINY, FakeEngine, 
 
 
 class TwoRanks(FakeEngine):
-    """Rank 0 of 2: the sum adds what the other rank would send."""
+    """Rank 0 of 2: the sum and the maximum take in what the other rank would send."""
 
     data_parallel_size = 2
 
-    def __init__(self, other: torch.Tensor) -> None:
+    def __init__(self, other_sum: list[float], other_max: list[float]) -> None:
         super().__init__()
-        self.other = other
+        self.other_sum, self.other_max = (torch.tensor(x, dtype=torch.float64) for x in (other_sum, other_max))
 
     def sum_over_data_parallel(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor + self.other
+        return tensor + self.other_sum
+
+    def max_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.maximum(tensor, self.other_max)
 
 
 def step_of(batches, seconds, wait) -> Step:
@@ -29,8 +32,8 @@ def test_window_adds_flops_over_ranks_and_takes_the_slowest_time():
     own, theirs = batch_of_step(1), batch_of_step(2)
     theirs.document_ids[:] = 0  # longer documents: more pairs
     pairs = attention_pairs(theirs.document_ids, TINY.window_left)
-    other = torch.tensor([0, 3.0, 0, 0.5, 0, 1e15, pairs.causal, pairs.window], dtype=torch.float64)
-    meter = ThroughputMeter(TINY, TwoRanks(other), torch.device("cpu"))
+    other = TwoRanks([pairs.causal, pairs.window], [3.0, 0.5, 1e15])
+    meter = ThroughputMeter(TINY, other, torch.device("cpu"))
     meter.add(step_of([own], seconds=2.0, wait=1.0))
     window = meter.read()
     both = attention_pairs(np.concatenate([own.document_ids, theirs.document_ids]), TINY.window_left)
