@@ -6,7 +6,7 @@ are empty; the copies that kernels make of them are not.
 """
 
 from loopcoder_train.config import ActivationCheckpointing, GateInput
-from loopcoder_train.planning.attention import attention_ops
+from loopcoder_train.planning.attention import attention_ops, keys_ops
 from loopcoder_train.planning.rank import FP32_BYTES, Rank
 from loopcoder_train.planning.tape import Op, Played, Recomputed, Step, Tensors, play
 
@@ -70,9 +70,13 @@ def attention_block(rank: Rank, tensors: Tensors, *, full: bool) -> list[Step]:
     tensors.add("attention", rows * rank.query_width * element)
     if not full:
         ops += gate_ops(rank, tensors)
+    keys = ("own_key", "own_value")
+    if rank.context > 1:
+        ops += keys_ops(rank, tensors, full=full)
+        keys = ("seen_key", "seen_value")
     core = attention_ops(rank, tensors, full=full)
     if rank.checkpointing is ActivationCheckpointing.selective:
-        read = ("query", "own_key", "own_value") + (() if full else ("gate",))
+        read = ("query", *keys) + (() if full else ("gate",))
         ops.append(Recomputed(ops=tuple(core), inputs=read, outputs=("attention",)))
     else:
         ops += core

@@ -13,6 +13,7 @@ pass, and so does E on the first stage.
 from dataclasses import dataclass, fields, replace
 
 from loopcoder_train.config import ActivationCheckpointing
+from loopcoder_train.planning.attention import global_pairs, local_pairs
 from loopcoder_train.planning.layer import play_visit
 from loopcoder_train.planning.parts import (
     NOTHING,
@@ -74,14 +75,12 @@ def gather_buffer_bytes(rank: Rank) -> int:
 
 def batch_bytes(rank: Rank) -> int:
     """One micro-batch's ids, labels, documents, positions, RoPE tables and, without a flash kernel, masks."""
-    rows, length, element = rank.whole_rows, rank.sequence_length, rank.element_bytes
+    rows, element = rank.whole_rows, rank.element_bytes
     size = 4 * 8 * rows + rows + FP32_BYTES * rank.model.head_dim * rank.inner_rows
     if rank.kernels.global_attention is not AttentionMemory.flash:
-        size += rows * length * element // rank.context
-    gated = rank.model.has_gates
-    if gated and rank.kernels.local_attention is not AttentionMemory.flash:
-        span = min(2 * max(rank.model.window_left, 16), length) if rank.kernels.local_in_blocks else length
-        size += rank.inner_rows * span * element
+        size += global_pairs(rank) * element
+    if rank.model.has_gates and rank.kernels.local_attention is not AttentionMemory.flash:
+        size += local_pairs(rank) * element
     return size
 
 
@@ -124,6 +123,7 @@ class _Stage:
         self._visits: dict[tuple[bool, bool], Played] = {}
         self.layer_gradient = layer_parameters(rank) * rank.element_bytes if self._wait_in_loop else 0
         self.tied_gradient = embedding_gradient_bytes(rank) if rank.model.tie_embeddings and rank.pipeline == 1 else 0
+        self.held_by_leaves = 0 if self.copies_kv or rank.pipeline == 1 else self._held_by_leaves()
         self.head = play_head(rank)
         self.logits = fp32_logits_bytes(rank)
 
@@ -137,6 +137,18 @@ class _Stage:
     def shared_kv(self) -> int:
         """K1 and V1 of one layer, when later loops read them."""
         return self.rank.shared_kv_bytes if self.gated else 0
+
+    def _held_by_leaves(self) -> int:
+        """Bytes of one layer that only the leaves of K1 and V1 hold: the storage that loop 1's own graph lets go."""
+        rank, kernel = self.rank, self.rank.kernels.global_attention
+        if not self.gated or rank.checkpointing is ActivationCheckpointing.selective:
+            return 0
+        if rank.context > 1:
+            return rank.shared_kv_bytes
+        is_view = rank.micro_batch_size == 1 if kernel is AttentionMemory.flash else rank.heads == rank.kv_heads
+        if is_view and kernel is not AttentionMemory.written_out:
+            return 0
+        return rank.inner_rows * (rank.query_width + 2 * rank.kv_width) * rank.element_bytes
 
     def keeps_input(self) -> bool:
         """Whether the first layer's visit keeps its input for itself."""
@@ -182,7 +194,7 @@ def _visit_backward_in_one_graph(stage: _Stage, moments: _Moments, loop: int) ->
 def _keep_shared_kv(stage: _Stage, moments: _Moments, sign: int) -> None:
     """K1 and V1 of one layer: copies under layer recomputation, else part of what loop 1's visit keeps."""
     size = sign * stage.shared_kv()
-    moments.change(shared_kv=size, activations=0 if stage.copies_kv else -size)
+    moments.change(shared_kv=size, activations=0 if stage.copies_kv else sign * stage.held_by_leaves - size)
 
 
 def _play_pipeline(stage: _Stage, moments: _Moments) -> None:
@@ -224,7 +236,8 @@ def _around(stage: _Stage, loop: int) -> tuple[Played, Played]:
 
 def _pass_forward(stage: _Stage, moments: _Moments, unit: Pass) -> None:
     before, after = _around(stage, unit.loop)
-    moments.change(buffers=_messages(stage, unit.loop) + batch_bytes(stage.rank))
+    batch = batch_bytes(stage.rank) if unit.loop == 1 else 0
+    moments.change(buffers=_messages(stage, unit.loop) + batch)
     moments.forward(before)
     for _ in range(stage.rank.num_layers):
         moments.forward(stage.visit(unit.loop))
@@ -243,4 +256,5 @@ def _pass_backward(stage: _Stage, moments: _Moments, unit: Pass) -> None:
     moments.backward(before)
     if stage.rank.is_first and unit.loop == 1:
         moments.moment(embedding_gradient_bytes(stage.rank) + stage.rank.hidden_bytes)
-    moments.change(buffers=-_messages(stage, unit.loop) - batch_bytes(stage.rank))
+    batch = batch_bytes(stage.rank) if unit.loop == 1 else 0
+    moments.change(buffers=-_messages(stage, unit.loop) - batch)

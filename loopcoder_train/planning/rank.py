@@ -157,14 +157,10 @@ class Rank:
         return self.data * self.context
 
 
-def layers_of_stage(num_layers: int, pipeline: int, stage: int) -> int:
-    """Layers of a stage: L // P, and one more on the first L % P stages."""
-    return num_layers // pipeline + (stage < num_layers % pipeline)
-
-
 def ranks_of(config: RunConfig) -> list[Rank]:
     """One rank of every pipeline stage of a run, first to last; the others of a stage are like it."""
-    parallel, training = config.parallel, config.training
+    parallel, training, layers = config.parallel, config.training, config.model.num_layers
+    spans = [parallel.layers_of_stage(layers, stage) for stage in range(parallel.pipeline_parallel_size)]
     return [
         Rank(
             model=config.model,
@@ -178,10 +174,10 @@ def ranks_of(config: RunConfig) -> list[Rank]:
             sequence_parallel=parallel.sequence_parallel,
             distributed_optimizer=parallel.distributed_optimizer,
             stage=stage,
-            num_layers=layers_of_stage(config.model.num_layers, parallel.pipeline_parallel_size, stage),
+            num_layers=stop - first,
             micro_batch_size=training.micro_batch_size,
             sequence_length=config.data.sequence_length,
             micro_batches=training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size),
         )
-        for stage in range(parallel.pipeline_parallel_size)
+        for stage, (first, stop) in enumerate(spans)
     ]
