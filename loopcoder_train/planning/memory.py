@@ -88,17 +88,26 @@ class _Moments:
     """What is held now, by kind, and the fullest moment so far."""
 
     def __init__(self, rest: Memory):
-        self.peak, self._now = rest, {field.name: getattr(rest, field.name) for field in fields(rest)}
+        self._now = {field.name: getattr(rest, field.name) for field in fields(rest)}
+        self._total = self._highest = rest.total
+        self._fullest = dict(self._now)
+
+    @property
+    def peak(self) -> Memory:
+        """The fullest moment so far."""
+        return Memory(**self._fullest)
 
     def change(self, **kinds: int) -> None:
         """Add bytes that stay (negative: that go)."""
         for kind, size in kinds.items():
             self._now[kind] += size
+            self._total += size
 
     def moment(self, workspace: int) -> None:
         """Something runs that needs `workspace` bytes beside what is held."""
-        if sum(self._now.values()) + workspace > self.peak.total:
-            self.peak = Memory(**(self._now | {"workspace": workspace}))
+        if self._total + workspace > self._highest:
+            self._highest = self._total + workspace
+            self._fullest = self._now | {"workspace": workspace}
 
     def forward(self, played: Played, *, logits: int = 0) -> None:
         """Run forward; `logits` of what is kept are logits."""
@@ -121,6 +130,7 @@ class _Stage:
         # Which visits' weight gradients stay in autograd: the first of several to run backward in one graph.
         self._wait_in_loop = self.loops if rank.pipeline == 1 and self.loops > 1 else 0
         self._visits: dict[tuple[bool, bool], Played] = {}
+        self._around: dict[int, tuple[Played, Played]] = {}
         self.layer_gradient = layer_parameters(rank) * rank.element_bytes if self._wait_in_loop else 0
         self.tied_gradient = embedding_gradient_bytes(rank) if rank.model.tie_embeddings and rank.pipeline == 1 else 0
         self.held_by_leaves = 0 if self.copies_kv or rank.pipeline == 1 else self._held_by_leaves()
@@ -133,6 +143,15 @@ class _Stage:
         if kind not in self._visits:
             self._visits[kind] = play_visit(self.rank, full=kind[0], gradients_wait=kind[1])
         return self._visits[kind]
+
+    def around(self, loop: int) -> tuple[Played, Played]:
+        """What one of several stages runs before and after its layers in loop `loop`."""
+        if loop not in self._around:
+            rank = self.rank
+            before = play_loop_input(rank, norm=False, shift=True) if rank.is_first and loop > 1 else NOTHING
+            after = play_loop_input(rank, norm=True, shift=False) if rank.is_last else NOTHING
+            self._around[loop] = before, self.head if rank.is_last and loop == self.loops else after
+        return self._around[loop]
 
     def shared_kv(self) -> int:
         """K1 and V1 of one layer, when later loops read them."""
@@ -198,9 +217,9 @@ def _keep_shared_kv(stage: _Stage, moments: _Moments, sign: int) -> None:
 
 
 def _play_pipeline(stage: _Stage, moments: _Moments) -> None:
-    """The stage's passes in the order of the schedule; after four groups of micro-batches it repeats itself."""
+    """The stage's passes in the order of the schedule; after three groups of micro-batches it repeats itself."""
     rank = stage.rank
-    micro_batches = min(rank.micro_batches, 4 * rank.pipeline)
+    micro_batches = min(rank.micro_batches, 3 * rank.pipeline)
     moments.change(buffers=2 * rank.hidden_bytes)  # a message in and one out, while the stage computes
     with_gradients: set[int] = set()  # micro-batches whose later loops have begun to run backward
     for unit in stage_passes(rank.pipeline, stage.loops, micro_batches, rank.stage):
@@ -224,18 +243,8 @@ def _messages(stage: _Stage, loop: int) -> int:
     return sent + (0 if in_layer else rank.hidden_bytes)
 
 
-def _around(stage: _Stage, loop: int) -> tuple[Played, Played]:
-    """What runs before and after the layers in loop `loop`."""
-    rank = stage.rank
-    before = play_loop_input(rank, norm=False, shift=True) if rank.is_first and loop > 1 else NOTHING
-    if rank.is_last and loop == stage.loops:
-        return before, stage.head
-    after = play_loop_input(rank, norm=True, shift=False) if rank.is_last else NOTHING
-    return before, after
-
-
 def _pass_forward(stage: _Stage, moments: _Moments, unit: Pass) -> None:
-    before, after = _around(stage, unit.loop)
+    before, after = stage.around(unit.loop)
     batch = batch_bytes(stage.rank) if unit.loop == 1 else 0
     moments.change(buffers=_messages(stage, unit.loop) + batch)
     moments.forward(before)
@@ -247,7 +256,7 @@ def _pass_forward(stage: _Stage, moments: _Moments, unit: Pass) -> None:
 
 
 def _pass_backward(stage: _Stage, moments: _Moments, unit: Pass) -> None:
-    before, after = _around(stage, unit.loop)
+    before, after = stage.around(unit.loop)
     moments.backward(after, logits=stage.logits if after is stage.head else 0)
     for _ in range(stage.rank.num_layers):
         moments.backward(stage.visit(unit.loop))

@@ -98,6 +98,18 @@ def step_seconds(costs: list[UnitCosts], micro_batches: int) -> float:
     return max(clock)
 
 
+def extrapolated_step_seconds(costs: list[UnitCosts], micro_batches: int) -> float:
+    """:func:`step_seconds`, played for a few groups of micro-batches only: further ones add the same time each."""
+    stages = len(costs)
+    shorter, longer = 5 * stages, 6 * stages
+    if micro_batches <= longer:
+        return step_seconds(costs, micro_batches)
+    if stages == 1:
+        return micro_batches * step_seconds(costs, 1)
+    first, second = step_seconds(costs, shorter), step_seconds(costs, longer)
+    return second + (micro_batches - longer) / stages * (second - first)
+
+
 def _needs(unit: Pass, stage: int, stages: int, loops: int) -> tuple[int, Pass] | None:
     """(stage, pass) whose result a pass waits for; its own forward pass always came before on its stage."""
     step = -1 if unit.forward else 1
