@@ -55,17 +55,30 @@ class Memory:
 
 def peak_memory(rank: Rank) -> Memory:
     """The fullest moment of a step on this rank."""
+    return max(pass_memory(rank), update_memory(rank), key=lambda memory: memory.total)
+
+
+def pass_memory(rank: Rank) -> Memory:
+    """The fullest moment of the forward and backward passes."""
+    moments = _Moments(rest_memory(rank))
+    (_play_one_graph if rank.pipeline == 1 else _play_pipeline)(_Stage(rank), moments)
+    return moments.peak
+
+
+def update_memory(rank: Rank) -> Memory:
+    """The fullest moment of AdamW's step: activations are gone, its temporaries are there."""
+    return replace(rest_memory(rank), workspace=optimizer_work_bytes(rank))
+
+
+def rest_memory(rank: Rank) -> Memory:
+    """What is there between steps."""
     parameters = stage_parameters(rank)
-    rest = Memory(
+    return Memory(
         weights=parameters * rank.element_bytes,
         gradients=parameters * FP32_BYTES,
         optimizer=optimizer_bytes(rank),
         buffers=gather_buffer_bytes(rank),
     )
-    moments = _Moments(rest)
-    (_play_one_graph if rank.pipeline == 1 else _play_pipeline)(_Stage(rank), moments)
-    stepping = replace(rest, workspace=optimizer_work_bytes(rank))
-    return max(moments.peak, stepping, key=lambda memory: memory.total)
 
 
 def gather_buffer_bytes(rank: Rank) -> int:

@@ -7,7 +7,8 @@ weights, sends less. A combination that the rules of a run forbid is left out.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from loopcoder_train.config import ActivationCheckpointing, ParallelConfig, UserError
 from loopcoder_train.config.plan import PlanOptions
@@ -138,3 +139,24 @@ def changed_options(
     """The same run in another layout. Raises UserError for what the rules of a run forbid."""
     training = replace(options.training, micro_batch_size=micro_batch_size, activation_checkpointing=checkpointing)
     return replace(options, parallel=parallel, training=training)
+
+
+def search_dict(options: PlanOptions, result: SearchResult) -> dict[str, Any]:
+    """For `json=true`."""
+    return {
+        "tried": result.tried,
+        "fitting": [_candidate_dict(candidate) for candidate in result.fitting[: options.search_results]],
+        "smallest": None if result.smallest is None else _candidate_dict(result.smallest),
+        "refusal": result.refusal,
+    }
+
+
+def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    training = candidate.options.training
+    return {
+        "parallel": asdict(candidate.options.parallel),
+        "activation_checkpointing": training.activation_checkpointing.value,
+        "micro_batch_size": training.micro_batch_size,
+        "memory": asdict(candidate.memory) | {"total": candidate.memory.total},
+        "estimate": None if candidate.estimate is None else asdict(candidate.estimate),
+    }
