@@ -1,7 +1,7 @@
 # make setup       a virtual environment with everything (CPU build of torch where the package index offers one)
 # make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
 # make test        the test suite; test-parallel has the rest
-# make test-parallel  every layout x R x documents x gates x presets against the plain model, some minutes
+# make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
@@ -39,6 +39,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
+	$(BIN)/python -m tests.benchmarks.layouts
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

@@ -190,8 +190,9 @@ def schedule_cases() -> list[Case]:
 
 
 def memory_cases() -> list[Case]:
-    """What each kind of recomputation keeps for the backward pass."""
-    return [Case(kind="memory", layout="single")]
+    """What each kind of recomputation keeps for the backward pass, and what a checkpoint holds for each R."""
+    layouts = ("single", "pp2", "cp2", "pp2_dp2_distopt_overlap")
+    return [Case(kind="memory", layout="single"), *(Case(kind="saved_bytes", layout=layout) for layout in layouts)]
 
 
 # mutation -> layouts in which it must be felt

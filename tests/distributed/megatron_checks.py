@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, distributed
 
+from loopcoder_train.config import ModelConfig
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.megatron import MegatronEngine, setup
 from loopcoder_train.engines.megatron.loops import loop_outputs
@@ -208,6 +209,22 @@ def schedule(case: Case) -> dict[str, float]:
     }
 
 
+def saved_bytes(case: Case) -> dict[str, float]:
+    """Bytes of a checkpoint's tensors beside those of R = 2, less the gates' that R = 1 has not: 0 for any R."""
+    sizes = {}
+    for num_loops in (1, 2, 3):
+        engine = _engine(replace(case, num_loops=num_loops))
+        owned = [shard for shard in engine.state_shards(loading=False) if shard.owner]
+        own = torch.tensor(
+            [sum(s.data.nbytes for s in owned), sum(s.data.nbytes for s in owned if ".plt_gate." in s.name)]
+        )
+        distributed.all_reduce(own)
+        sizes[num_loops] = own.tolist()
+    (without, no_gates), (two, gates), (three, _) = sizes[1], sizes[2], sizes[3]
+    assert no_gates == 0 < gates < without
+    return {"more_loops": abs(three - two), "gates": abs(two - gates - without)}
+
+
 def memory(case: Case) -> dict[str, float]:
     """Numbers per local row and layer that a forward pass keeps, for every kind of recomputation."""
     kept = {}
@@ -263,8 +280,24 @@ def _mine(engine: MegatronEngine, batches: list[MicroBatch]) -> list[MicroBatch]
 
 
 def _plain_gradients(case: Case, batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of the plain fp32 model: masked sum / supervised tokens of all micro-batches."""
-    model = PLT(run_config(case, "plain").model)
+    """Loss and gradients of the plain fp32 model: masked sum / supervised tokens of all micro-batches.
+
+    Rank 0 computes them, once for all layouts that meet the same model and batches.
+    """
+    model = run_config(case, "plain").model
+    key = (str(model), case.packed, len(batches))
+    if key not in _plain_results:
+        result = [_compute_plain_gradients(model, batches) if distributed.get_rank() == 0 else None]
+        distributed.broadcast_object_list(result, src=0)
+        _plain_results[key] = result[0]
+    return _plain_results[key]
+
+
+_plain_results: dict[tuple, tuple[float, dict[str, Tensor]]] = {}
+
+
+def _compute_plain_gradients(config: ModelConfig, batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor]]:
+    model = PLT(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(random_weight(name, tuple(parameter.shape)))
@@ -293,4 +326,5 @@ _CHECKS = {
     "memory": memory,
     "state_mutation": state_mutation,
     "schedule": schedule,
+    "saved_bytes": saved_bytes,
 }

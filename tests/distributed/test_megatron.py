@@ -123,3 +123,8 @@ def test_recomputation_keeps_what_it_says(case):
     # a layer's input in both loops, K1 and V1 (2 heads of 10 each, whole rows), and per pass: E, B(2), h, masks, tables
     hidden, kv, per_pass = 32, 2 * 2 * 10, 4 * 32 + 3 * 48
     assert kept["layer"] <= 2 * hidden + kv + per_pass / 2
+
+
+@pytest.mark.parametrize("case", cases_of("saved_bytes"))
+def test_checkpoints_do_not_grow_with_loops(case):
+    assert errors_of(case, "ci") == {"more_loops": 0, "gates": 0}

@@ -52,6 +52,32 @@ def test_output_and_gradients_equal_the_mask(name, window_left, packed, heads, k
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("window_left", [None, 64])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("queries", [1, 236])
+def test_queries_may_be_the_last_rows(name, window_left, packed, queries):
+    """Context parallelism: a chunk of queries behind the keys that it sees of the rows before."""
+    kernel = kernel_or_skip(name)
+    length = 300
+    ids = torch.arange(length, device="cuda").expand(3, -1) // torch.tensor([[37], [130], [999]], device="cuda")
+    documents = Documents.of(ids, ids if packed else None)
+    query = torch.randn(3, queries, 8, 128, device="cuda", dtype=torch.bfloat16)
+    key, value = torch.randn(2, 3, length, 2, 128, device="cuda", dtype=torch.bfloat16)
+    upstream = torch.randn_like(query)
+
+    def run(attend, dtype):
+        leaves = [x.to(dtype).detach().requires_grad_() for x in (query, key, value)]
+        output = attend(*leaves, documents, window_left)
+        output.backward(upstream.to(dtype))
+        return [output, *(leaf.grad for leaf in leaves)]
+
+    exact, rounded = run(attention.sdpa, torch.float64), run(attention.sdpa, torch.bfloat16)
+    for actual, expected, yardstick in zip(run(kernel, torch.bfloat16), exact, rounded, strict=True):
+        bound = 2 * (yardstick.double() - expected).abs().max() + 1e-3
+        assert (actual.double() - expected).abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("num_loops", [1, 2, 3])
 def test_the_whole_model_in_bf16_stays_near_fp32(name, num_loops):
     kernel_or_skip(name)

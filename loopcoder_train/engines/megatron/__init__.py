@@ -1,15 +1,19 @@
-"""The PLT on Megatron-core: tensor, sequence and data parallelism. The only importer of megatron.
+"""The PLT on Megatron-core, laid over processes in any way. The only importer of megatron.
 
-    setup.py            process groups and Megatron's configurations
+    setup.py            process groups and Megatron's configurations; settings that are refused
+    mesh.py             this rank's place among the groups
     layers.py gate.py norm.py
                         the layer from Megatron's parallel parts; the fused matrices
-    shift.py            the cross-loop shift over a split sequence
+    context.py          rows split over ranks: what attention fetches from others
+    shift.py            the cross-loop shift over split rows
     stage.py            one rank's parameters; runs ONE loop given its input and loop 1's keys and values
     loops.py            all loops in one graph (one pipeline stage)
+    pipeline.py         loops as virtual pipeline stages
     recompute.py        activation checkpointing
     parameters.py       this rank's tensors <-> boxes of released names
     optimizer.py        AdamW by Megatron's optimizers; its state under layout-free names
-    recorder.py         gathers what telemetry reads
+    measure.py recorder.py
+                        forward passes that are looked into: losses of every loop, telemetry
     quiet.py            warnings left out, with reasons
     engine.py           MegatronEngine, the training loop's view
 
