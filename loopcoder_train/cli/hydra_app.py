@@ -40,6 +40,7 @@ class Command:
     config_name: str  # primary file in configs/, which starts with `<config_name>_schema`, for a run with `run_schema`
     schema: type
     execute: Callable[[Any], int]
+    prepare: Callable[[dict[str, Any]], None] | None = None  # changes the composed values before their rules are met
 
     @property
     def composes_run(self) -> bool:
@@ -129,6 +130,8 @@ class _Jobs:
         values.update(self.arguments.literals)
         if self.command.config_name == "pretrain":
             values["run_dir"] = self._run_dir(values["run_dir"])
+        if self.command.prepare is not None:
+            self.command.prepare(values)
         return from_dict(self.command.schema, values)
 
     def _run_dir(self, run_dir: str) -> str:

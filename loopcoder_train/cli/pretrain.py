@@ -1,6 +1,7 @@
 """`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start the workers."""
 
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
@@ -16,8 +17,16 @@ LAUNCHER_LOCK = "launcher"
 
 def run(arguments: list[str]) -> int:
     """Parse, compose, train: one run, or one per job of a sweep."""
-    command = hydra_app.Command(name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain)
+    command = hydra_app.Command(
+        name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain, prepare=_at_scale
+    )
     return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir")))
+
+
+def _at_scale(values: dict[str, Any]) -> None:
+    """A dry run's ranks take the place of parallel.world_size; data parallelism fills up."""
+    if values["dry_run"] is not None:
+        values["parallel"] |= {"world_size": values["dry_run"], "data_parallel_size": None}
 
 
 def pretrain(config: RunConfig) -> int:
@@ -26,6 +35,10 @@ def pretrain(config: RunConfig) -> int:
     Two locks, because a launcher that was killed may leave workers for a few seconds: the launcher's is held as long
     as this process lives, the run's by whoever may write into run_dir - first this process, then rank 0.
     """
+    if config.dry_run is not None:
+        from loopcoder_train.cli.dry_run import dry_run_pretrain  # for dry runs only
+
+        return dry_run_pretrain(config)
     check_corpus(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
         run_yaml, previous = prepare(config, launcher_lock)

@@ -1,6 +1,6 @@
 """`loopcoder plan`: a run's options, and what is assumed about the machines it is planned for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from loopcoder_train.config.errors import require, require_positive
 from loopcoder_train.config.run import EngineKind, RunConfig
@@ -18,7 +18,8 @@ class PlanOptions(RunConfig):
     peak_tflops: float = 989.0  # of one GPU, dense, in the run's precision (H100 SXM in bf16)
     mfu: float = 0.40  # model FLOPs / (peak * time) of the whole run, for days and GPU-days
     target_tokens: float = 18e12  # the paper's
-    search: bool = False  # list the layouts of world_size GPUs that fit, best first
+    search: bool = False  # list the layouts that fit, best first
+    gpus: int | None = None  # of a search; default: parallel.world_size
     search_results: int = 10
     # For the order of a search only, all assumptions (docs/planning.md):
     gpus_per_node: int = 8
@@ -39,6 +40,7 @@ class PlanOptions(RunConfig):
             node_gbytes_per_second=self.node_gbytes_per_second,
             network_gbytes_per_second=self.network_gbytes_per_second,
         )
+        require(self.gpus is None or self.gpus >= 1, "gpus", self.gpus, "must be at least 1")
         for name in ("mfu", "matmul_efficiency"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must lie in (0, 1]")
         require(
@@ -47,6 +49,11 @@ class PlanOptions(RunConfig):
             self.reserved_memory_gib,
             f"must be 0 or more and less than gpu_memory_gib={self.gpu_memory_gib:g}",
         )
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> "PlanOptions":
+        """A run on the machines that are planned for by default."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(RunConfig)})
 
     @property
     def usable_bytes(self) -> float:

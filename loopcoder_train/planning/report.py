@@ -1,6 +1,7 @@
 """A plan and a search as text of at most 100 columns."""
 
 from dataclasses import fields
+from textwrap import wrap
 
 from loopcoder_train.config.plan import GIB, PlanOptions
 from loopcoder_train.planning.memory import Memory
@@ -49,9 +50,9 @@ def _header(options: PlanOptions, plan: Plan) -> str:
             f"{_billions(plan.parameters.total)} parameters, R = {model.num_loops}, {model.num_layers} layers, "
             f"sequences of {options.data.sequence_length:,} tokens",
             layout_line(options),
-            f"{training.precision.value}, recomputation: {training.activation_checkpointing.value}, {where}; "
-            f"{count} micro-batch{'es' * (count > 1)} of {training.micro_batch_size} per rank and step, "
-            f"{options.tokens_per_step / 1e6:,.3g} M tokens per step",
+            f"{training.precision.value}, recomputation: {training.activation_checkpointing.value}, {where}",
+            f"{options.tokens_per_step:,} tokens per step: {count:,} micro-batch{'es' * (count > 1)} of "
+            f"{training.micro_batch_size} on every data-parallel rank",
         ]
     )
 
@@ -123,11 +124,10 @@ def _time(options: PlanOptions, plan: Plan) -> str:
             "layers and the head"
         )
     lines += [
-        f"training: {length.gflop_per_token:.1f} GFLOP per token, forward and backward, one document per row",
-        f"at MFU {options.mfu:.0%} of {options.peak_tflops:g} TFLOP/s: {length.tokens_per_day / 1e9:,.1f} B tokens "
-        f"per day",
-        f"  {options.target_tokens / 1e12:g} T tokens: {length.days:,.1f} days, {length.gpu_days:,.0f} GPU-days",
-        f"  this run's {length.run_tokens / 1e12:,.3g} T tokens: {length.run_days:,.1f} days",
+        f"training: {length.gflop_per_token:,.4g} GFLOP per token, forward and backward, one document per row",
+        f"at MFU {options.mfu:.0%} of {options.peak_tflops:g} TFLOP/s: {_tokens(length.tokens_per_day)} per day",
+        f"  {_tokens(options.target_tokens)}: {_days(length.days)}, {length.gpu_days:,.0f} GPU-days",
+        f"  this run's {_tokens(length.run_tokens)}: {_days(length.run_days)}",
         f"estimate for this layout (matmuls at {options.matmul_efficiency:.0%}, no exchange hidden): "
         f"{estimate.seconds:,.3g} s per step, MFU {estimate.mfu:.0%}",
     ]
@@ -137,12 +137,15 @@ def _time(options: PlanOptions, plan: Plan) -> str:
 def search_text(options: PlanOptions, result: SearchResult) -> str:
     """The best layouts, or why there is none."""
     if result.smallest is None:
-        return f"no layout of {options.parallel.world_size:,} GPUs is allowed; the last rule met: {result.refusal}"
+        rules = [rule for rule, _ in result.refusals.most_common(3)]
+        return "\n".join(
+            [f"no layout of {options.gpus:,} GPUs is allowed; the rules most often met:", *_wrapped(rules)]
+        )
     if not result.fitting:
         return _nothing_fits(options, result)
     shown = result.fitting[: options.search_results]
     lines = [
-        f"{len(result.fitting)} layouts of {options.parallel.world_size:,} GPUs fit "
+        f"{len(result.fitting)} layouts of {options.gpus:,} GPUs fit "
         f"{options.gpu_memory_gib:g} - {options.reserved_memory_gib:g} GiB; the fastest {len(shown)} by estimate:",
         "",
         f"{'tensor':>6} {'pipe':>5} {'context':>7} {'data':>5}  {'seq.par.':8} {'recompute':9} "
@@ -169,9 +172,9 @@ def _candidate_row(candidate: Candidate) -> str:
 def _as_options(options: PlanOptions) -> list[str]:
     parallel, training = options.parallel, options.training
     return [
-        f"parallel.world_size={parallel.world_size} parallel.tensor_parallel_size={parallel.tensor_parallel_size} "
-        f"parallel.pipeline_parallel_size={parallel.pipeline_parallel_size}",
-        f"parallel.context_parallel_size={parallel.context_parallel_size} "
+        f"parallel.world_size={parallel.world_size} parallel.tensor_parallel_size={parallel.tensor_parallel_size}",
+        f"parallel.pipeline_parallel_size={parallel.pipeline_parallel_size} "
+        f"parallel.context_parallel_size={parallel.context_parallel_size}",
         f"parallel.sequence_parallel={str(parallel.sequence_parallel).lower()} "
         f"parallel.distributed_optimizer={str(parallel.distributed_optimizer).lower()}",
         f"training.activation_checkpointing={training.activation_checkpointing.value} "
@@ -190,16 +193,21 @@ def _nothing_fits(options: PlanOptions, result: SearchResult) -> str:
     ]
     return "\n".join(
         [
-            f"none of {result.tried} layouts of {options.parallel.world_size:,} GPUs fits "
+            f"none of {result.tried} layouts of {options.gpus:,} GPUs fits "
             f"{options.gpu_memory_gib:g} - {options.reserved_memory_gib:g} GiB; the smallest is {over:.1f} GiB too "
             "large:",
             f"  {layout_line(smallest.options)}",
             f"  recomputation: {smallest.options.training.activation_checkpointing.value}, micro-batch of "
             f"{smallest.options.training.micro_batch_size}",
             *kinds,
-            f"most is {_words(largest)}; give more GPUs (parallel.world_size), a smaller model or shorter sequences",
+            f"most is {_words(largest)}; give more GPUs, a smaller model or shorter sequences",
         ]
     )
+
+
+def _wrapped(texts: list[str]) -> list[str]:
+    """One item each, over as many lines as it needs."""
+    return [line for text in texts for line in wrap(text, 98, initial_indent="  - ", subsequent_indent="    ")]
 
 
 def _row(name: str, values: list[str], note: str = "") -> str:
@@ -213,6 +221,17 @@ def _words(name: str) -> str:
 
 def _billions(count: int) -> str:
     return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def _tokens(count: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:,.4g} {letter} tokens"
+    return f"{count:,.0f} tokens"
+
+
+def _days(days: float) -> str:
+    return f"{days:,.1f} days" if days >= 0.1 else "less than 0.1 days"
 
 
 def _gib(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Which layouts of `world_size` GPUs hold a run, the fastest by estimate first.
+"""Which layouts of a number of GPUs hold a run, the fastest by estimate first.
 
 Tried are all sizes of tensor (within a node), pipeline and context parallelism that divide the GPUs, with and without
 sequence parallelism, the least recomputation that fits, and micro-batches of 1, 2, 4, ... sequences. The
@@ -6,6 +6,7 @@ distributed optimizer is on wherever gradients are summed over several ranks: it
 weights, sends less. A combination that the rules of a run forbid is left out.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from loopcoder_train.planning.rank import Rank, ranks_of
 
 MOST_CONTEXT_RANKS = 64
 MOST_MICRO_BATCH = 64
+_WORTH_IT = 0.995  # of the step's time: less gain is no reason for a larger micro-batch
 # What is recomputed only adds time: the first that fits is the fastest.
 _BY_COST = (ActivationCheckpointing.none, ActivationCheckpointing.selective, ActivationCheckpointing.layer)
 
@@ -39,18 +41,18 @@ class SearchResult:
         fitting: parallel layouts that fit, each with its best checkpointing and micro-batch, fastest first.
         smallest: the layout that needs least memory, whether it fits or not; None when the rules allow none.
         tried: layouts whose memory was computed.
-        refusal: when the rules allow none, what they said about the last one.
+        refusals: what the rules of a run said about layouts that they forbid, and how often.
     """
 
     fitting: list[Candidate]
     smallest: Candidate | None
     tried: int
-    refusal: str
+    refusals: Counter[str]
 
 
 def search(options: PlanOptions) -> SearchResult:
-    """Try every layout of `options.parallel.world_size` GPUs; everything else of the run stays as it is."""
-    result = SearchResult(fitting=[], smallest=None, tried=0, refusal="")
+    """Try every layout of `options.gpus` GPUs; everything else of the run stays as it is."""
+    result = SearchResult(fitting=[], smallest=None, tried=0, refusals=Counter())
     for parallel in layouts(options):
         for checkpointing in _BY_COST:
             candidate = _best_micro_batch(options, parallel, checkpointing, result)
@@ -78,7 +80,8 @@ def _best_micro_batch(
         try:
             changed = changed_options(options, parallel, checkpointing, micro_batch_size)
         except UserError as error:
-            result.refusal = str(error)
+            if micro_batch_size == 1:  # said of the layout, not of the micro-batch
+                result.refusals[str(error)] += 1
             continue
         ranks = ranks_of(changed)
         memory = fullest(ranks)
@@ -87,7 +90,7 @@ def _best_micro_batch(
         candidate = Candidate(options=changed, memory=memory, estimate=estimate_step(changed, ranks) if fits else None)
         if result.smallest is None or memory.total < result.smallest.memory.total:
             result.smallest = candidate
-        if not fits or (best is not None and candidate.estimate.seconds >= best.estimate.seconds):
+        if not fits or (best is not None and candidate.estimate.seconds > _WORTH_IT * best.estimate.seconds):
             break
         best = candidate
     return best
@@ -101,7 +104,7 @@ def fullest(ranks: list[Rank]) -> Memory:
 
 def layouts(options: PlanOptions) -> Iterator[ParallelConfig]:
     """Every way to lay the GPUs out."""
-    world, given = options.parallel.world_size, options.parallel
+    world, given = options.gpus, options.parallel
     for tensor in divisors(world, options.gpus_per_node):
         for pipeline in divisors(world // tensor, options.model.num_layers):
             for context in divisors(world // (tensor * pipeline), MOST_CONTEXT_RANKS):
@@ -147,7 +150,7 @@ def search_dict(options: PlanOptions, result: SearchResult) -> dict[str, Any]:
         "tried": result.tried,
         "fitting": [_candidate_dict(candidate) for candidate in result.fitting[: options.search_results]],
         "smallest": None if result.smallest is None else _candidate_dict(result.smallest),
-        "refusal": result.refusal,
+        "refusals": dict(result.refusals),
     }
 
 
