@@ -45,12 +45,12 @@ def optimizer_bytes(rank: Rank) -> int:
 def optimizer_work_bytes(rank: Rank) -> int:
     """What AdamW needs while it steps, when activations are gone.
 
-    On CUDA torch updates all parameters at once and needs one more number for each; on CPUs one after the other, two
-    more for each number of the largest.
+    On CUDA torch updates all parameters at once and needs one more number for each. On CPUs it takes one after the
+    other: two more numbers for each of the one at hand, and one for each of the one before.
     """
     if rank.kernels.on_cuda:
         return FP32_BYTES * owned_parameters(rank)
-    largest = max(
-        rank.vocab_width * (rank.is_first or rank.is_last), 2 * rank.mlp_width, rank.query_width + 2 * rank.kv_width
-    )
-    return 2 * FP32_BYTES * min(largest * rank.model.hidden_size, owned_parameters(rank))
+    embedding = rank.vocab_width if rank.is_first or rank.is_last else 0
+    has_own_head = rank.is_last and not (rank.model.tie_embeddings and rank.is_first)
+    rows = max(2 * embedding + (rank.mlp_width if has_own_head else 0), 4 * rank.mlp_width + rank.query_width)
+    return FP32_BYTES * min(rows * rank.model.hidden_size, 2 * owned_parameters(rank))
