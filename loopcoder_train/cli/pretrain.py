@@ -1,5 +1,6 @@
 """`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start the workers."""
 
+from functools import partial
 from pathlib import Path
 
 from data_pipeline.manifest import Corpus
@@ -9,6 +10,7 @@ from loopcoder_train.cli.main import EXIT_USER_ERROR
 from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.mixture import plan_mixture
 
 LAUNCHER_LOCK = "launcher"
@@ -42,10 +44,17 @@ def pretrain(config: RunConfig) -> int:
             config.launch.max_restarts,
             Path(config.run_dir) / "logs",
             threads_per_worker=config.training.num_threads,
+            progress=partial(progress, config),
         )
         if code == EXIT_USER_ERROR and previous is not None and checkpoints(run_yaml.parent) == saved:
             run_yaml.write_bytes(previous)  # the checkpoints are still those of the configuration before
         return code
+
+
+def progress(config: RunConfig, since: float) -> str:
+    """How far the attempt came that began at `since` (Unix seconds), as far as `metrics.jsonl` tells."""
+    step = last_step(Path(config.run_dir) / METRICS_FILE, since=since)
+    return f"after step {step} of {config.training.num_steps}" if step else "before its first step"
 
 
 def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
