@@ -106,6 +106,24 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in read_metrics(run_dir / METRICS_FILE, ["train"])}
 
 
+def supervised_tokens(run_dir: Path) -> dict[int, int]:
+    """Tokens with a label up to every step: another token stream would have others."""
+    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
+
+
+def logged_steps(run_dir: Path) -> list[int]:
+    """Steps in the record so far, of all attempts, while the run may still be writing."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes that a launcher has started."""
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listing.stdout.split()]
+
+
 def assert_one_line_error(outcome: Outcome, *said: str) -> None:
     """Exit code 2, one line on stderr without a traceback, saying what it must."""
     assert outcome.code == 2, outcome.stderr

@@ -1,6 +1,5 @@
 """Kill -9 at any moment, then the same command: the same losses bit for bit; another layout: the same tokens."""
 
-import json
 import os
 import random
 import shutil
@@ -12,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
+from loopcoder_train.training.metrics import METRICS_FILE
 from tests.integration.conftest import (
     NUM_STEPS,
     command,
     environment,
+    logged_steps,
     losses,
     pretrain,
     pretrain_arguments,
+    supervised_tokens,
+    workers_of,
 )
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
@@ -35,11 +37,6 @@ def straight(tmp_path_factory, corpus):
     return run_dir
 
 
-def supervised_tokens(run_dir) -> dict[int, int]:
-    """Tokens with a label up to every step: another token stream would have others."""
-    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
-
-
 def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> None:
     """Start the run and, `delay` seconds after a step was logged, SIGKILL its launcher or one of its workers."""
     line = command(*pretrain_arguments(run_dir, corpus, TWO))
@@ -52,17 +49,6 @@ def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str)
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     assert process.wait(timeout=60) != 0
-
-
-def logged_steps(run_dir) -> list[int]:
-    path = run_dir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
-
-
-def workers_of(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in listing.stdout.split()]
 
 
 @pytest.mark.parametrize(("after_step", "whom"), [(2, "launcher"), (5, "worker"), (8, "launcher")])
