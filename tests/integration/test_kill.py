@@ -2,6 +2,9 @@
 
 In the layout it had the losses are those of an uninterrupted run, bit for bit; in another one the tokens are, and the
 losses up to rounding.
+
+The runs are made once, by the fixture `made`, several in the same processes: starting them is what costs time. Another
+layout of two processes is one more line in TWO_PROCESSES.
 """
 
 import dataclasses
@@ -12,87 +15,103 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loopcoder_train.checkpoint import checkpoints_of, find_checkpoint
-from loopcoder_train.config.io import read_run_config, write_run_config
+from loopcoder_train.config import ParallelConfig
+from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 from tests.integration.conftest import (
     NUM_STEPS,
     ROOT,
+    base_config,
     command,
     environment,
     logged_steps,
     losses,
-    pretrain,
     pretrain_arguments,
+    run_in_turn,
     supervised_tokens,
     workers_of,
+    write_config,
 )
 from tests.integration.slow_disk import SLOW_STEP
 
-LAYOUTS = {
-    "one process": ["parallel.world_size=1"],
-    "DP2": ["parallel.world_size=2", "parallel.distributed_optimizer=true"],
-    "TP2 + SP": ["parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true"],
+TWO_PROCESSES = {
+    "DP2": {"world_size": 2, "distributed_optimizer": True},
+    "TP2 + SP": {"tensor_parallel_size": 2, "sequence_parallel": True},
 }
-COMMON = ["training.precision=fp32"]
+LAYOUTS = {"one process": {}, **TWO_PROCESSES}
+# What was going on when rank 1 was killed -> the layout of that run.
+KILLED = {"step": "DP2", "synchronous save": "TP2 + SP", "asynchronous save": "DP2"}
+FP32 = "training.precision=fp32"
 STOP_SECONDS = 60.0  # within which all ranks are gone; measured: 1 to 3
 SAME_STEPS = 5  # after which Adam's eps of 1e-15 has turned rounding into whole steps
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, corpus):
-    """`straight(layout)`: the folder of an uninterrupted run, made once."""
-    made = {}
-
-    def run(layout: str) -> Path:
-        if layout not in made:
-            run_dir = tmp_path_factory.mktemp("straight") / "run"
-            outcome = pretrain(run_dir, corpus, *COMMON, *LAYOUTS[layout])
-            assert outcome.code == 0, outcome.stderr + outcome.stdout
-            made[layout] = run_dir
-        return made[layout]
-
-    return run
-
-
 @dataclasses.dataclass(slots=True)
-class Started:
-    """A launcher and its workers."""
+class Made:
+    """The runs of this module."""
 
-    launcher: subprocess.Popen
-    run_dir: Path
+    folder: Path
+    lines: dict[str, str]  # killed in -> what the launcher said
+    seconds: dict[str, float]  # killed in -> until all had stopped
 
-    def wait_for(self, condition) -> None:
-        """Until `condition()` holds; the run must not end before."""
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert self.launcher.poll() is None, "the run ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+    def straight(self, layout: str) -> Path:
+        """An uninterrupted run."""
+        return self.folder / f"straight {layout}"
 
-    def kill_rank(self, rank: int) -> str:
-        """SIGKILL one worker; returns the launcher's line after everybody has stopped in time."""
-        workers = {rank_of(pid): pid for pid in workers_of(self.launcher.pid)}
-        os.kill(workers[rank], signal.SIGKILL)
-        _, error = self.launcher.communicate(timeout=STOP_SECONDS)
-        assert self.launcher.returncode == 1, error
-        assert not [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()], "a rank is still there"
-        return error
+    def killed(self, during: str) -> Path:
+        """What the kill left."""
+        return self.folder / f"killed {during}"
 
+    def resumed(self, during: str, layout: str) -> Path:
+        """Resumed from that, in `layout`."""
+        return self.folder / f"killed {during}, {layout}"
 
-def rank_of(pid: int) -> int:
-    """RANK of a worker."""
-    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+    def from_one_process(self, layout: str) -> Path:
+        """Resumed in `layout` from a checkpoint that one process wrote."""
+        return self.folder / f"from one process, {layout}"
 
 
-def start_command(run_dir: Path, corpus: Path, layout: str) -> Started:
-    """`loopcoder pretrain`."""
-    line = command(*pretrain_arguments(run_dir, corpus, *COMMON, *LAYOUTS[layout]))
-    return start(line, run_dir)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, corpus) -> Made:
+    """Uninterrupted runs; runs that are killed; those resumed in every layout."""
+    made = Made(tmp_path_factory.mktemp("runs"), {}, {})
+    base = base_config(made.folder, corpus, FP32)
+
+    def config(run_dir: Path, layout: str, **changes: object) -> Path:
+        return write_config(base, run_dir, parallel=ParallelConfig(**LAYOUTS[layout]), **changes)
+
+    run_in_turn(2, *(config(made.straight(layout), layout) for layout in TWO_PROCESSES))
+    for during, layout in KILLED.items():
+        run_dir = made.killed(during)
+        if during == "step":
+            kill(made, during, start_command(run_dir, corpus, layout))
+        else:
+            checkpoint = dataclasses.replace(base.checkpoint, asynchronous=during.startswith("asynchronous"))
+            kill(made, during, start_on_slow_disk(config(run_dir, layout, checkpoint=checkpoint)))
+        for other in LAYOUTS:
+            shutil.copytree(run_dir, made.resumed(during, other))
+
+    run_in_turn(1, *(config(made.resumed(during, "one process"), "one process") for during in KILLED))
+    for layout in TWO_PROCESSES:
+        back = made.from_one_process(layout)
+        shutil.copytree(made.resumed("step", "one process"), back)
+        shutil.rmtree(back / f"checkpoints/step-{NUM_STEPS:08d}")
+    resumed = [config(made.resumed(during, layout), layout) for during in KILLED for layout in TWO_PROCESSES]
+    run_in_turn(2, *resumed, *(config(made.from_one_process(layout), layout) for layout in TWO_PROCESSES))
+    return made
+
+
+def start_command(run_dir: Path, corpus: Path, layout: str) -> subprocess.Popen:
+    """`loopcoder pretrain`, until the steps after the first checkpoint are made."""
+    options = [f"parallel.{name}={value}".lower() for name, value in LAYOUTS[layout].items()]
+    launcher = start(command(*pretrain_arguments(run_dir, corpus, FP32, *options)))
+    wait_for(launcher, lambda: checkpoints_of(run_dir) and max(logged_steps(run_dir)) >= 6)
+    return launcher
 
 
 SLOW_PROGRAM = """
@@ -110,20 +129,28 @@ sys.exit(run_workers(path, size, 0, path.parent / "logs", progress=partial(progr
 """
 
 
-def start_on_slow_disk(run_dir: Path, like: Path, *, asynchronous: bool) -> Started:
-    """The launcher with `slow_disk` workers, and the configuration of the run `like`."""
-    config = read_run_config(like / "run.yaml")
-    checkpoint = dataclasses.replace(config.checkpoint, asynchronous=asynchronous)
-    run_dir.mkdir()
-    write_run_config(dataclasses.replace(config, run_dir=str(run_dir), checkpoint=checkpoint), run_dir / "run.yaml")
-    return start([sys.executable, "-c", SLOW_PROGRAM, str(run_dir / "run.yaml")], run_dir)
+def start_on_slow_disk(run_yaml: Path) -> subprocess.Popen:
+    """What the command starts, with workers whose disk stops in the middle of SLOW_STEP; until it has."""
+    launcher, run_dir = start([sys.executable, "-c", SLOW_PROGRAM, str(run_yaml)]), run_yaml.parent
+    wait_for(launcher, lambda: half_written(run_dir))
+    if "asynchronous: true" in run_yaml.read_text():  # training goes on until the next save is due
+        wait_for(launcher, lambda: max(logged_steps(run_dir)) >= NUM_STEPS - 1)
+    return launcher
 
 
-def start(line: list[str], run_dir: Path) -> Started:
-    launcher = subprocess.Popen(
+def start(line: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
         line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    return Started(launcher, run_dir)
+
+
+def wait_for(launcher: subprocess.Popen, condition) -> None:
+    """Until `condition()` holds; the run must not end before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert launcher.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def half_written(run_dir: Path) -> bool:
@@ -132,67 +159,76 @@ def half_written(run_dir: Path) -> bool:
     return len(files) == 2 and all(file.suffix == ".safetensors" and file.stat().st_size > 1000 for file in files)
 
 
-def assert_tells(error: str, run_dir: Path) -> None:
-    """One line: the rank, the signal, the last finished step."""
-    assert error.count("\n") == 1 and "Traceback" not in error, error
-    told = re.match(rf"loopcoder: error: rank 1 was killed by SIGKILL.*, after step (\d+) of {NUM_STEPS}; log: ", error)
-    assert told and int(told[1]) == max(logged_steps(run_dir)), error
+def kill(made: Made, during: str, launcher: subprocess.Popen) -> None:
+    """SIGKILL rank 1; everybody must stop in time."""
+    workers = {rank_of(pid): pid for pid in workers_of(launcher.pid)}
+    began = time.monotonic()
+    os.kill(workers[1], signal.SIGKILL)
+    _, made.lines[during] = launcher.communicate(timeout=STOP_SECONDS)
+    made.seconds[during] = time.monotonic() - began
+    assert launcher.returncode == 1, made.lines[during]
+    assert not [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()], "a rank is still there"
 
 
-def assert_goes_on(run_dir: Path, corpus: Path, reference: Path, layout: str, other: str) -> Path:
-    """Resume `run_dir` in its layout and a copy of it in another one; returns the copy."""
-    moved = run_dir.with_name("moved")
-    shutil.copytree(run_dir, moved)
-    saved = find_checkpoint(run_dir).checkpoint.step
-    outcome = pretrain(run_dir, corpus, *COMMON, *LAYOUTS[layout])
-    assert outcome.code == 0 and f"resuming after step {saved}" in outcome.stdout, outcome.stderr + outcome.stdout
-    assert losses(run_dir) == losses(reference)
+def rank_of(pid: int) -> int:
+    """RANK of a worker."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+
+
+def resumed_after(run_dir: Path) -> int:
+    """The step from which the last attempt went on."""
+    events = read_metrics(run_dir / METRICS_FILE, ["event"])
+    return [event["step"] for event in events if event["event"] == "resumed"][-1]
+
+
+def others(*, than: str) -> Iterator[str]:
+    return (layout for layout in LAYOUTS if layout != than)
+
+
+@pytest.mark.parametrize("during", KILLED)
+def test_all_ranks_stop_and_one_line_says_who_and_when(made, during):
+    line, last = made.lines[during], max(logged_steps(made.killed(during)))
+    assert line.count("\n") == 1 and "Traceback" not in line, line
+    told = re.match(rf"loopcoder: error: rank 1 was killed by SIGKILL.*, after step (\d+) of {NUM_STEPS}; log: ", line)
+    assert told and int(told[1]) == last, line
+    assert made.seconds[during] < STOP_SECONDS
+    assert {"step": 6 <= last < NUM_STEPS, "synchronous save": last == SLOW_STEP}.get(during, last >= NUM_STEPS - 1)
+
+
+@pytest.mark.parametrize("during", KILLED)
+def test_a_killed_save_leaves_the_checkpoint_before_it(made, during):
+    found = find_checkpoint(made.killed(during))
+    assert not found.damaged and found.checkpoint.step in ((4, 8) if during == "step" else (4,))
+    assert half_written(made.killed(during)) == (during != "step")
+
+
+@pytest.mark.parametrize("during", KILLED)
+def test_the_same_layout_goes_on_bit_for_bit(made, during):
+    run_dir = made.resumed(during, KILLED[during])
+    assert resumed_after(run_dir) == find_checkpoint(made.killed(during)).checkpoint.step
+    assert losses(run_dir) == losses(made.straight(KILLED[during]))
     assert [checkpoint.step for checkpoint in checkpoints_of(run_dir)] == [4, 8, 12]
     assert not list(run_dir.glob("checkpoints/*.tmp-*"))
-    assert_same_in_another_layout(moved, corpus, reference, other)
-    return moved
-
-
-def assert_same_in_another_layout(run_dir: Path, corpus: Path, reference: Path, other: str) -> None:
-    """Resume `run_dir` in the layout `other`: the tokens of `reference`, and its losses up to rounding."""
-    saved = find_checkpoint(run_dir).checkpoint.step
-    outcome = pretrain(run_dir, corpus, *COMMON, *LAYOUTS[other])
-    assert outcome.code == 0 and f"resuming after step {saved}" in outcome.stdout, outcome.stderr + outcome.stdout
-    assert supervised_tokens(run_dir) == supervised_tokens(reference)
-    expected, actual = losses(reference), losses(run_dir)
-    compared = range(saved + 1, min(saved + SAME_STEPS, NUM_STEPS) + 1)
-    assert {step: actual[step] for step in compared} == pytest.approx(
-        {step: expected[step] for step in compared}, abs=1e-5
-    )
-
-
-@pytest.mark.parametrize(("layout", "other"), [("DP2", "one process")])
-def test_a_rank_killed_in_a_step(tmp_path, corpus, straight, layout, other):
-    reference, run_dir = straight(layout), tmp_path / "run"
-    run = start_command(run_dir, corpus, layout)
-    run.wait_for(lambda: max(logged_steps(run_dir), default=0) >= 6)
-    assert_tells(run.kill_rank(1), run_dir)
-    on_one = assert_goes_on(run_dir, corpus, reference, layout, other)
-    # And back to two processes, from a checkpoint that one process wrote.
-    back = tmp_path / "back"
-    shutil.copytree(on_one, back)
-    shutil.rmtree(back / f"checkpoints/step-{NUM_STEPS:08d}")
-    assert_same_in_another_layout(back, corpus, on_one, "TP2 + SP")
 
 
 @pytest.mark.parametrize(
-    ("asynchronous", "layout", "other"),
-    [(False, "TP2 + SP", "DP2"), (True, "DP2", "TP2 + SP")],
-    ids=["synchronous", "asynchronous"],
+    ("during", "layout"), [(during, layout) for during in KILLED for layout in others(than=KILLED[during])]
 )
-def test_a_rank_killed_in_a_save(tmp_path, corpus, straight, asynchronous, layout, other):
-    reference, run_dir = straight(layout), tmp_path / "run"
-    run = start_on_slow_disk(run_dir, reference, asynchronous=asynchronous)
-    run.wait_for(lambda: half_written(run_dir))
-    if asynchronous:  # training goes on until the next save is due
-        run.wait_for(lambda: max(logged_steps(run_dir)) >= NUM_STEPS - 1)
-    error = run.kill_rank(1)
-    assert_tells(error, run_dir)
-    assert asynchronous or f"after step {SLOW_STEP} of" in error
-    assert half_written(run_dir) and find_checkpoint(run_dir).checkpoint.step == 4
-    assert_goes_on(run_dir, corpus, reference, layout, other)
+def test_another_layout_goes_on_with_the_same_tokens(made, during, layout):
+    assert resumed_after(made.resumed(during, layout)) == find_checkpoint(made.killed(during)).checkpoint.step
+    assert_same_up_to_rounding(made.resumed(during, layout), made.straight(KILLED[during]))
+
+
+@pytest.mark.parametrize("layout", TWO_PROCESSES)
+def test_two_processes_go_on_from_one(made, layout):
+    assert resumed_after(made.from_one_process(layout)) == 8
+    assert_same_up_to_rounding(made.from_one_process(layout), made.resumed("step", "one process"))
+
+
+def assert_same_up_to_rounding(run_dir: Path, reference: Path) -> None:
+    """The tokens of `reference`, and for some steps its losses."""
+    assert supervised_tokens(run_dir) == supervised_tokens(reference)
+    expected, actual, first = losses(reference), losses(run_dir), resumed_after(run_dir) + 1
+    compared = range(first, min(first + SAME_STEPS, NUM_STEPS + 1))
+    assert [actual[step] for step in compared] == pytest.approx([expected[step] for step in compared], abs=1e-5)

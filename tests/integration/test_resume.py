@@ -5,15 +5,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from loopcoder_train.training.metrics import METRICS_FILE
 from tests.integration.conftest import (
     NUM_STEPS,
+    TORCHRUN,
     command,
     environment,
     logged_steps,
@@ -24,7 +23,6 @@ from tests.integration.conftest import (
     workers_of,
 )
 
-TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 TWO = "parallel.world_size=2"
 
 
