@@ -39,6 +39,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
+	$(BIN)/python -m tests.benchmarks.checkpoint
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed
