@@ -32,6 +32,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    asynchronous: bool = True  # write in a thread while training goes on; false: training waits for every save
     keep_last: int = 3  # newest committed checkpoints that pruning leaves
     keep_every_steps: int | None = None  # checkpoints at these multiples are never pruned
 
