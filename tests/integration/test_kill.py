@@ -42,10 +42,12 @@ from tests.integration.slow_disk import SLOW_STEP
 TWO_PROCESSES = {
     "DP2": {"world_size": 2, "distributed_optimizer": True},
     "TP2 + SP": {"tensor_parallel_size": 2, "sequence_parallel": True},
+    "PP2": {"pipeline_parallel_size": 2},
+    "CP2": {"context_parallel_size": 2},
 }
 LAYOUTS = {"one process": {}, **TWO_PROCESSES}
 # What was going on when rank 1 was killed -> the layout of that run.
-KILLED = {"step": "DP2", "synchronous save": "TP2 + SP", "asynchronous save": "DP2"}
+KILLED = {"step": "PP2", "synchronous save": "TP2 + SP", "asynchronous save": "DP2"}
 FP32 = "training.precision=fp32"
 STOP_SECONDS = 60.0  # within which all ranks are gone; measured: 1 to 3
 SAME_STEPS = 5  # after which Adam's eps of 1e-15 has turned rounding into whole steps
