@@ -44,8 +44,8 @@ def dry_run_pretrain(config: RunConfig) -> int:
     for name, members in built.groups.items():
         print(f"  {name:9}{ranks_text(members):42}{_MEANING[name]}")
     print(
-        f"checked in {time.perf_counter() - began:.1f} s: loops 1..{loops} forward and backward on meta tensors, "
-        f"messages {list(built.message_shape)};"
+        f"checked in {time.perf_counter() - began:.1f} s: Megatron's schedule of loops 1..{loops} on meta tensors, "
+        f"messages {list(built.message_shape)},"
     )
     print(f"  {built.pieces} parameters, each held exactly once over {len(plan.stages)} stage(s) and all tensor ranks")
     if config.kernels != KernelConfig() and _flash(config.kernels):

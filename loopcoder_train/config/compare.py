@@ -43,7 +43,7 @@ FREE_TO_CHANGE = {
     "training.device": "where it computes",
     "training.deterministic": "how sums are ordered on CUDA",
     "training.num_threads": "how it computes",
-    "checkpoint": "an interval",
+    "checkpoint": "an interval and how files are written",
     "evaluation": "an interval; evaluation never touches the weights",
     "telemetry": "an interval; telemetry never touches the weights",
     "logging": "sinks and an interval",

@@ -32,6 +32,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    asynchronous: bool = True  # write in a thread while training goes on; false: training waits for every save
     keep_last: int = 3  # newest committed checkpoints that pruning leaves
     keep_every_steps: int | None = None  # checkpoints at these multiples are never pruned
 
@@ -221,10 +222,10 @@ class RunConfig:
             ),
             f"try {-(-length // parts) * parts}",
         )
-        if ranks > 1 and self.model.has_gates:
-            chunk = length // (2 * ranks)
+        chunk = length // (2 * ranks)
+        if ranks > 1 and self.model.has_gates and self.model.window_left > chunk:
             require(
-                self.model.window_left <= chunk,
+                False,
                 "model.window_left",
                 self.model.window_left,
                 f"must fit into a chunk: data.sequence_length / (2 * parallel.context_parallel_size) = {chunk}",

@@ -1,28 +1,28 @@
 """Kill -9 at any moment, then the same command: the same losses bit for bit; another layout: the same tokens."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
+from loopcoder_train.training.metrics import METRICS_FILE
 from tests.integration.conftest import (
     NUM_STEPS,
+    TORCHRUN,
     command,
     environment,
+    logged_steps,
     losses,
     pretrain,
     pretrain_arguments,
+    supervised_tokens,
+    workers_of,
 )
 
-TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 TWO = "parallel.world_size=2"
 
 
@@ -33,11 +33,6 @@ def straight(tmp_path_factory, corpus):
     outcome = pretrain(run_dir, corpus, TWO)
     assert outcome.code == 0, outcome.stderr + outcome.stdout
     return run_dir
-
-
-def supervised_tokens(run_dir) -> dict[int, int]:
-    """Tokens with a label up to every step: another token stream would have others."""
-    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
 
 
 def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> None:
@@ -52,17 +47,6 @@ def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str)
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     assert process.wait(timeout=60) != 0
-
-
-def logged_steps(run_dir) -> list[int]:
-    path = run_dir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
-
-
-def workers_of(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in listing.stdout.split()]
 
 
 @pytest.mark.parametrize(("after_step", "whom"), [(2, "launcher"), (5, "worker"), (8, "launcher")])

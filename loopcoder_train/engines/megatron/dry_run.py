@@ -1,19 +1,22 @@
 """One rank of a job of any size, in this process: real groups, the real stage, no memory and no messages.
 
 torch's fake process group answers every collective at once and tensors live on the meta device, so Megatron's mesh of
-1,024 ranks and a 7B stage take seconds. Every loop runs forward and backward: whatever does not divide, or has another
-shape than its neighbour expects, fails here. What the numbers are is not checked; nothing is computed.
+1,024 ranks and a 7B stage take seconds. Megatron's own schedule runs every loop forward and backward: whatever does not
+divide, or has another shape than its neighbour expects, fails here. What the numbers are is not checked; nothing is
+computed.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import prod
 
 import torch
 import torch.distributed._tools.fake_collectives  # makes collectives take meta tensors
 from megatron.core import parallel_state
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -106,45 +109,34 @@ def _stage(config: RunConfig, mesh: Mesh) -> Stage:
 
 
 def _run_passes(config: RunConfig, stage: Stage) -> tuple[int, int, int]:
-    """All loops of one micro-batch forward and backward on this stage; returns the shape of a message."""
-    rows, length, parallel = config.training.micro_batch_size, config.data.sequence_length, config.parallel
-    local = length // parallel.context_parallel_size // (stage.mesh.row_parts)
-    shape = (local, rows, config.model.hidden_size)
-    batch = _batch(rows, length)
-    outputs = _single_stage(stage, batch) if stage.mesh.num_stages == 1 else _pipeline(stage, batch, shape)
-    assert all(tuple(output.shape) == shape for output in outputs), [tuple(output.shape) for output in outputs]
-    gradients: list[Tensor] = [torch.empty(shape, dtype=output.dtype, device=META) for output in outputs]
-    if stage.mesh.is_last_stage:
-        labels = stage.row_split.cut(batch.labels)
-        losses = stage.token_losses(outputs[-1], labels)
-        assert tuple(losses.shape) == (length // parallel.context_parallel_size, rows), tuple(losses.shape)
-        outputs[-1], gradients[-1] = losses.sum(), torch.empty((), device=META)
-    for output, gradient in zip(reversed(outputs), reversed(gradients), strict=True):
-        torch.autograd.backward(output, gradient)
-    without = [name for name, parameter in stage.named_parameters() if parameter.grad is None]
-    assert not without, f"no gradient: {without}"
+    """A step's schedule over one micro-batch per stage, forward and backward; returns the shape of a message."""
+    rows, length, mesh = config.training.micro_batch_size, config.data.sequence_length, stage.mesh
+    inner = length // mesh.context.size()
+    shape = (inner // mesh.row_parts, rows, config.model.hidden_size)
+
+    def forward_step(batches: Iterator[tuple[int, MicroBatch]], module: MegatronModule) -> tuple[Tensor, partial]:
+        number, batch = next(batches)
+        output = module(number, batch)
+        assert tuple(output.shape) == shape, (tuple(output.shape), shape)
+        return output, partial(loss, batch.labels)
+
+    def loss(labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        losses = stage.token_losses(hidden, stage.zigzag.cut(labels))
+        assert tuple(losses.shape) == (inner, rows), (tuple(losses.shape), (inner, rows))
+        return losses.sum(), torch.ones((), dtype=torch.int), losses.detach()
+
+    loops = SingleStage(stage) if mesh.num_stages == 1 else LoopPipeline(stage)
+    loops.run([_batch(rows, length) for _ in range(mesh.num_stages)], forward_step)
+    wrong = [
+        name for name, weight in stage.named_parameters() if weight.grad is None or weight.grad.shape != weight.shape
+    ]
+    assert not wrong, f"no gradient, or one of another shape: {wrong}"
     return shape
 
 
 def _batch(rows: int, length: int) -> MicroBatch:
     ids = torch.empty((rows, length), dtype=torch.int64, device=META)
     return MicroBatch(ids, ids.clone(), ids.clone(), torch.empty(rows, dtype=torch.int64, device=META))
-
-
-def _single_stage(stage: Stage, batch: MicroBatch) -> list[Tensor]:
-    return [SingleStage(stage).model(0, batch)]
-
-
-def _pipeline(stage: Stage, batch: MicroBatch, shape: tuple[int, int, int]) -> list[Tensor]:
-    """What every loop's chunk sends on, given messages of `shape`; the first stage receives none in loop 1."""
-    pipeline, outputs = LoopPipeline(stage), []
-    pipeline.begin()
-    for chunk in pipeline.chunks:
-        receives = not (stage.mesh.is_first_stage and chunk.loop_number == 1)
-        message = torch.empty(shape, dtype=stage.config.params_dtype, device=META, requires_grad=True)
-        chunk.set_input_tensor([message if receives else None])
-        outputs.append(chunk(0, batch))
-    return outputs
 
 
 def _check_cover(config: RunConfig, stage_ranks: list[int]) -> int:

@@ -162,6 +162,8 @@ class Layer(nn.Module):
         if not (self.recompute_layer and torch.is_grad_enabled()):
             return self._visit(x, shared, step)
         x, own = recomputed(self._visit, x, shared, step)
+        if shared is not None:  # a later loop's own keys and values are read by nobody
+            return x, own
         # Copies: as views, K1 and V1 would keep the fused q, k, v alive (7B: 13312 numbers per token instead of 2048).
         return x, SharedKV(own.key.contiguous(), own.value.contiguous())
 

@@ -83,10 +83,7 @@ def virtual_stages(config: RunConfig) -> int | None:
 
 
 def refuse_silent_mistakes(config: TransformerConfig) -> None:
-    """AssertionError for settings with which Megatron 0.16 trains something else without a word.
-
-    tests/distributed shows what each does to the gradients.
-    """
+    """AssertionError for settings with which Megatron 0.16 trains something else without a word."""
     interleaved = config.virtual_pipeline_model_parallel_size is not None
     assert not config.deallocate_pipeline_outputs, (
         "deallocate_pipeline_outputs frees what is still being sent (gloo): wrong loss or NaN; leave it off"
