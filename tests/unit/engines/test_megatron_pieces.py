@@ -10,19 +10,7 @@ from loopcoder_train.engines.megatron.context import ZigZag, chunks_of
 from loopcoder_train.engines.megatron.optimizer import evenly
 from loopcoder_train.engines.megatron.shift import Seams
 from tests.unit.config.test_config_layout import run
-
-
-class Group:
-    """Rank and size of a process group."""
-
-    def __init__(self, rank, size):
-        self._rank, self._size = rank, size
-
-    def rank(self):
-        return self._rank
-
-    def size(self):
-        return self._size
+from tests.unit.engines.played_ranks import Group, check_split_attention
 
 
 def mesh(context_rank, ranks, part, parts):
@@ -62,6 +50,12 @@ def test_rows_are_cut_and_put_together_again(ranks):
         assert torch.equal(zigzag.in_order(torch.stack(parts), 0), whole)
         assert torch.equal(zigzag.by_rank(whole, 0), torch.stack(parts))
     assert torch.equal(torch.cat([whole[a:b] for a, b in zigzag.starts(len(whole))]), parts[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_both_branches_over_split_rows_equal_whole_rows(ranks, packed):
+    check_split_attention("sdpa", ranks, packed, torch.device("cpu"), torch.float32, tolerance=1e-5)
 
 
 def test_the_split_is_balanced():
