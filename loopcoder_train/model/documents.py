@@ -35,7 +35,6 @@ class Documents:
         else:
             self.starts = torch.cat([torch.ones_like(ids[:, :1], dtype=torch.bool), ids[:, 1:] != ids[:, :-1]], dim=1)
             self.positions = index - torch.where(self.starts, index, 0).cummax(dim=1).values
-        self._of_host_starts: Callable[[], np.ndarray] = lambda: self.starts.cpu().numpy()
         self._cache: dict[object, object] = {}
 
     @classmethod
@@ -60,18 +59,14 @@ class Documents:
         """
         ids = None if self.ids is None else self.ids[:, first:stop]
         result = Documents(self.batch_size, stop - first, ids, self.device)
-        result._of_host_starts = lambda: self.host_starts()[:, first:stop]
+        starts = self.host_starts()[:, first:stop].copy()
+        starts[:, 0] = True
+        result.cached("host_starts", lambda: starts)  # not the row itself: its cache holds the span
         return result
 
     def host_starts(self) -> np.ndarray:
         """`starts` in CPU memory; spans cut their row's, so that a GPU is waited for once per forward pass."""
-
-        def make() -> np.ndarray:
-            starts = self._of_host_starts().copy()
-            starts[:, 0] = True
-            return starts
-
-        return self.cached("host_starts", make)
+        return self.cached("host_starts", lambda: self.starts.cpu().numpy())
 
     def visible(self, window_left: int | None, num_queries: int | None = None) -> Tensor:
         """Bool [B or 1, Q, S]: may query i see key j? Causal, same document, at most `window_left` keys to the left."""

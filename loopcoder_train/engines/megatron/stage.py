@@ -165,11 +165,12 @@ class Stage(MegatronModule):
         shared: Sequence[SharedKV | None],
         geometry: BatchGeometry,
         observer: Observer,
-    ) -> tuple[Tensor, list[SharedKV]]:
+    ) -> tuple[Tensor, list[SharedKV | None]]:
         """This rank's layers once: [S_local, B, d] -> [S_local, B, d], and the keys and values of every layer.
 
         Args:
-            shared: per layer, loop 1's keys and values; None for full attention over the loop's own.
+            shared: per layer, loop 1's keys and values; None for full attention over the loop's own, which are
+                returned then.
         """
         step = LoopStep(loop_number, geometry.rope, geometry.attend, observer)
         own = []
