@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
 
 def _at_scale(values: dict[str, Any]) -> None:
     """A dry run's ranks take the place of parallel.world_size; data parallelism fills up."""
-    if values["dry_run"] is not None:
+    if values["dry_run"]:  # 0 has its own rule
         values["parallel"] |= {"world_size": values["dry_run"], "data_parallel_size": None}
 
 

@@ -108,11 +108,11 @@ def _traffic(plan: Plan) -> str:
     for field in fields(Traffic):
         values = [getattr(stage.traffic, field.name) for stage in stages]
         if any(values):
-            lines.append(_row(_words(field.name), [_gb(value) for value in values], _TRAFFIC[field.name]))
+            lines.append(_row(_words(field.name), list(map(_gb, values)), _TRAFFIC[field.name], width=10))
     if not lines:
         return "nothing is sent: one rank"
-    head = ["sent by a rank per step, GB", _row("", [f"stage {stage.stage}" for stage in stages])]
-    return "\n".join([*head, *lines, _row("together", [_gb(stage.traffic.total) for stage in stages])])
+    head = ["sent by a rank per step, GB", _row("", [f"stage {stage.stage}" for stage in stages], width=10)]
+    return "\n".join([*head, *lines, _row("together", [_gb(stage.traffic.total) for stage in stages], width=10)])
 
 
 def _time(options: PlanOptions, plan: Plan) -> str:
@@ -121,7 +121,7 @@ def _time(options: PlanOptions, plan: Plan) -> str:
     if len(plan.stages) > 1:
         lines.append(
             f"pipeline: idle / useful time {plan.unit_bubble:.1%} with equal passes, {plan.bubble:.1%} with these "
-            "layers and the head"
+            "stages and the head"
         )
     lines += [
         f"training: {length.gflop_per_token:,.4g} GFLOP per token, forward and backward, one document per row",
@@ -210,8 +210,8 @@ def _wrapped(texts: list[str]) -> list[str]:
     return [line for text in texts for line in wrap(text, 98, initial_indent="  - ", subsequent_indent="    ")]
 
 
-def _row(name: str, values: list[str], note: str = "") -> str:
-    line = f"  {name:23}" + "".join(f"{value:>9}" for value in values)
+def _row(name: str, values: list[str], note: str = "", *, width: int = 8) -> str:
+    line = f"  {name:23}" + "".join(f"{value:>{width}}" for value in values)
     return f"{line}  {note}" if note else line
 
 
