@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, distributed
@@ -140,7 +139,7 @@ class MegatronEngine:
 
     def close(self) -> None:
         """Forget Megatron's process groups; torch.distributed stays the caller's."""
-        parallel_state.destroy_model_parallel()
+        setup.leave_process_groups()
 
     def _initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return initial_value(name.removeprefix(MODEL_PREFIX), shape, self.config.model, self.config.seed)
