@@ -5,7 +5,7 @@ from loopcoder_train.planning.layer import linear_op, norm_op
 from loopcoder_train.planning.rank import FP32_BYTES, Rank
 from loopcoder_train.planning.tape import Op, Played, Step, Tensors, play
 
-NOTHING = Played(0, 0, 0, 0)
+NOTHING = Played(0, 0, 0)
 
 
 def play_loop_input(rank: Rank, *, norm: bool, shift: bool) -> Played:

@@ -7,7 +7,7 @@ gives what autograd would hold: what is kept for the backward pass, and the peak
 All sizes are bytes. Tensors that are views name the tensor whose storage they share.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -82,13 +82,11 @@ class Played:
         kept: held between forward and backward.
         forward_peak: most at one time while running forward, inputs included.
         backward_extra: most at one time while running backward, beyond `kept`; the output's gradient included.
-        weight_gradients: gradients made, all weights.
     """
 
     kept: int
     forward_peak: int
     backward_extra: int
-    weight_gradients: int
 
 
 class _Memory:
@@ -144,16 +142,7 @@ def play(
     kept_bytes = memory.peak = memory.bytes
     player.begin_gradient(output)
     player.backward(ops, kept, gradients_wait=gradients_wait)
-    return Played(kept_bytes, forward_peak, memory.peak - kept_bytes, sum(weight_gradients(ops)))
-
-
-def weight_gradients(ops: Sequence[Step]) -> Iterator[int]:
-    """Bytes of the weight gradients of every operation."""
-    for op in ops:
-        if isinstance(op, Recomputed):
-            yield from weight_gradients(op.ops)
-        else:
-            yield op.weight_gradient
+    return Played(kept_bytes, forward_peak, memory.peak - kept_bytes)
 
 
 def _until_last_saved(ops: Sequence[Step]) -> list[Step]:
