@@ -45,12 +45,8 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
-
-    @property
-    def at_rest(self) -> int:
-        """What stays between steps."""
-        return self.weights + self.gradients + self.optimizer
 
 
 def peak_memory(rank: Rank) -> Memory:

@@ -107,38 +107,47 @@ class Rank:
 
     @property
     def whole_rows(self) -> int:
+        """w: rows of one micro-batch."""
         return self.micro_batch_size * self.sequence_length
 
     @property
     def inner_rows(self) -> int:
+        """m: this context rank's part of them."""
         return self.whole_rows // self.context
 
     @property
     def outer_rows(self) -> int:
+        """n: what sequence parallelism leaves between the parallel linears."""
         return self.inner_rows // (self.tensor if self.sequence_parallel else 1)
 
     @property
     def heads(self) -> int:
+        """Query heads of this tensor rank."""
         return self.model.num_attention_heads // self.tensor
 
     @property
     def kv_heads(self) -> int:
+        """Its key and value heads."""
         return self.model.num_key_value_heads // self.tensor
 
     @property
     def query_width(self) -> int:
+        """Numbers per row of its queries."""
         return self.heads * self.model.head_dim
 
     @property
     def kv_width(self) -> int:
+        """Numbers per row of its keys, and of its values."""
         return self.kv_heads * self.model.head_dim
 
     @property
     def mlp_width(self) -> int:
+        """Its inner features of the MLP."""
         return self.model.intermediate_size // self.tensor
 
     @property
     def vocab_width(self) -> int:
+        """Its rows of the embedding and of the head."""
         return self.model.vocab_size // self.tensor
 
     @property

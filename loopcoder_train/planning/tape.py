@@ -97,6 +97,7 @@ class _Memory:
         self._references: dict[str, int] = {}
 
     def hold(self, name: str) -> None:
+        """One more reference; the first brings the storage in."""
         if name not in self._references:
             self._references[name] = 0
             self.bytes += self.sizes[name]
@@ -104,12 +105,14 @@ class _Memory:
         self._references[name] += 1
 
     def release(self, name: str) -> None:
+        """One reference less; the last takes it out."""
         self._references[name] -= 1
         if self._references[name] == 0:
             del self._references[name]
             self.bytes -= self.sizes[name]
 
     def work(self, size: int) -> None:
+        """`size` bytes more for a moment."""
         self.peak = max(self.peak, self.bytes + size)
 
 

@@ -40,6 +40,7 @@ class Traffic:
 
     @property
     def total(self) -> int:
+        """All kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 

@@ -49,14 +49,15 @@ def counted_and_planned(case: PlanCase) -> dict[str, dict[str, float]]:
     engine.train_step(batches, 1e-3)  # Adam's moments and Megatron's buffers are there from now on
     counted = _count(engine, batches)
     rank = ranks_of(config)[engine.mesh.stage_index]
-    rest, passes, traffic = rest_memory(rank), pass_memory(rank), step_traffic(rank)
+    rest, passes, update, traffic = rest_memory(rank), pass_memory(rank), update_memory(rank), step_traffic(rank)
+    at_rest = rest.weights + rest.gradients + rest.optimizer
     planned = {
         "weights": rest.weights,
         "gradients": rest.gradients,
         "optimizer": rest.optimizer,
-        "passes": passes.total - passes.at_rest,
-        "update": update_memory(rank).total - rest.at_rest - rest.buffers,
-        "peak": max(passes.total, update_memory(rank).total),
+        "passes": passes.total - at_rest,
+        "update": update.workspace,
+        "peak": max(passes.total, update.total),
         "sent": traffic.total,
     }
     engine.close()

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import pairwise
 from math import prod
 
+import numpy as np
 import torch
 import torch.distributed._tools.fake_collectives  # makes collectives take meta tensors
 from megatron.core import parallel_state
@@ -28,6 +29,7 @@ from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.parameters import Part, stage_layout
 from loopcoder_train.engines.megatron.pipeline import LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
+from loopcoder_train.model.documents import Documents
 from loopcoder_train.model.names import parameter_shapes
 
 META = torch.device("meta")
@@ -87,17 +89,24 @@ def dry_run(config: RunConfig, rank: int) -> DryRank:
 def _fake_job(parallel: ParallelConfig, rank: int) -> Iterator[Mesh]:
     """This process as one rank of many: Megatron's groups over torch's fake process group."""
     assert not distributed.is_initialized(), "a dry run needs a process of its own"
-    current_device = torch.cuda.current_device
+    current_device, host_starts = torch.cuda.current_device, Documents.host_starts
     distributed.init_process_group("cpu:fake,meta:fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
     torch.cuda.current_device = lambda: META  # where Megatron makes weights and buffers
+    Documents.host_starts = _one_document_per_row  # meta tensors have no values to copy
     try:
         setup.initialize_process_groups(parallel)
         yield Mesh.current(parallel.sequence_parallel)
     finally:
-        torch.cuda.current_device = current_device
+        torch.cuda.current_device, Documents.host_starts = current_device, host_starts
         parallel_state.destroy_model_parallel()
         parallel_state.destroy_global_memory_buffer()  # meta tensors that a later engine must not find
         distributed.destroy_process_group()
+
+
+def _one_document_per_row(documents: Documents) -> np.ndarray:
+    starts = np.zeros((documents.batch_size, documents.sequence_length), dtype=bool)
+    starts[:, 0] = True
+    return starts
 
 
 def _members(group: distributed.ProcessGroup) -> list[int]:
