@@ -6,6 +6,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_CPU = torch.device("cpu")
+
 
 class _NoModules:
     """Stands for MemTracker's module tracker, whose gradient hooks keep inputs of a pipeline's chunks alive."""
@@ -27,16 +29,17 @@ class _NoModules:
 
 
 class PeakMemory(MemTracker):
-    """MemTracker that follows storages alone: the peak, not which module it is in."""
+    """MemTracker that follows storages alone: `peak_bytes` of CPU tensors, not which module is at its peak."""
 
     def __init__(self, tracked: list[torch.Tensor]):
         super().__init__()
         self._mod_tracker = _NoModules()
         self.track_external(*tracked)
+        self.peak_bytes = self._curr_mem_snap[_CPU]["Total"]
 
-    def bytes(self, which: str) -> int:
-        """`current` or `peak` bytes of CPU tensors."""
-        return self.get_tracker_snapshot(which)[torch.device("cpu")]["Total"]
+    def _update_peak_stats(self, peak_state: object) -> None:
+        """MemTracker copies its whole table at every new peak; the sum is enough."""
+        self.peak_bytes = max(self.peak_bytes, self._curr_mem_snap[_CPU]["Total"])
 
 
 class SentBytes(TorchDispatchMode):

@@ -28,8 +28,12 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     wanted = [c for c in plan_cases() if c.world_size == distributed.get_world_size() and arguments.only in c.id]
+    import loopcoder_train.engines.megatron  # noqa: F401 - heavy; from now on the garbage collector leaves it alone
+
+    gc.freeze()
     results = {}
-    for case in wanted:
+    layouts = ("tensor", "pipeline", "context")  # process groups are rebuilt when one of them changes
+    for case in sorted(wanted, key=lambda case: [getattr(case, axis) for axis in layouts]):
         gathered = [None] * distributed.get_world_size()
         distributed.all_gather_object(gathered, counted_and_planned(case))
         results[case.id] = gathered
@@ -60,7 +64,6 @@ def counted_and_planned(case: PlanCase) -> dict[str, dict[str, float]]:
         "peak": max(passes.total, update.total),
         "sent": traffic.total,
     }
-    engine.close()
     return {"counted": counted, "planned": planned, "kinds": asdict(passes)}
 
 
@@ -87,9 +90,9 @@ def _count(engine, batches: list) -> dict[str, float]:
         "weights": _storage_bytes(weights),
         "gradients": _storage_bytes(gradients),
         "optimizer": _storage_bytes(optimizer),
-        "passes": passes.bytes("peak") - at_rest,
-        "update": update.bytes("peak") - at_rest,
-        "peak": max(passes.bytes("peak"), update.bytes("peak")),
+        "passes": passes.peak_bytes - at_rest,
+        "update": update.peak_bytes - at_rest,
+        "peak": max(passes.peak_bytes, update.peak_bytes),
         "sent": sent.total,
     }
 
