@@ -40,6 +40,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
 	$(BIN)/python -m tests.benchmarks.layouts
+	$(BIN)/python -m tests.benchmarks.checkpoint
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,19 @@ def run_workers(
     log_dir: Path,
     *,
     threads_per_worker: int | None = None,
+    progress: Callable[[float], str] | None = None,
     module: str = "loopcoder_train.worker",
 ) -> int:
     """Run `python -m <module> --config <run_yaml>` in `nproc` processes; returns the exit code for the user.
 
     0: all workers ended well. 2: a worker reported a user's error; it was printed, and nothing is restarted. 1: a
     worker failed `max_restarts + 1` times. 128 + N: this process got signal N and stopped the workers.
+
+    `progress(since)` says how far an attempt came that began at `since` (Unix seconds): "after step 12 of 40".
     """
     threads = threads_per_worker or max(1, len(os.sched_getaffinity(0)) // nproc)
     for failures_so_far in itertools.count():
-        attempt_dir = _new_attempt_dir(log_dir)
+        attempt_dir, began = _new_attempt_dir(log_dir), time.time()
         try:
             with _process_state(attempt_dir, threads):
                 _run_once(run_yaml, nproc, attempt_dir, module)
@@ -59,7 +63,8 @@ def run_workers(
             return EXIT_USER_ERROR
         restart = failures_so_far < max_restarts
         again = f"; restart {failures_so_far + 1} of {max_restarts}" if restart else ""
-        print(f"loopcoder: error: {failure.message}; log: {failure.log}{again}", file=sys.stderr, flush=True)
+        where = f", {progress(began)}" if progress else ""
+        print(f"loopcoder: error: {failure.message}{where}; log: {failure.log}{again}", file=sys.stderr, flush=True)
         if not restart:
             return EXIT_FAILURE
     raise AssertionError("unreachable")

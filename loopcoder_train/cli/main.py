@@ -16,6 +16,7 @@ EXIT_BROKEN_PIPE = 141
 
 # Words of the command -> module with `run(arguments) -> exit code`. Imported when asked for: --help must be instant.
 COMMANDS = {
+    ("plan",): "loopcoder_train.cli.plan",
     ("pretrain",): "loopcoder_train.cli.pretrain",
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("generate",): "loopcoder_train.cli.generate",
@@ -28,6 +29,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
 
   loopcoder data build                     make the token corpus that runs read
   loopcoder data show [CORPUS]             what a corpus is made of
+  loopcoder plan experiment=NAME           memory, traffic and days of a run, before a GPU is rented
   loopcoder pretrain experiment=NAME       train; the same command again resumes
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model

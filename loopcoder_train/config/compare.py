@@ -35,6 +35,8 @@ FREE_TO_CHANGE = {
     "run_dir": "where files lie",
     "fresh": "a request of one attempt",
     "accept_config_changes": "a request of one attempt",
+    "dry_run": "a request of one attempt, which trains nothing",
+    "dry_run_rank": "a request of one attempt, which trains nothing",
     "engine": "engines train the same model; they differ by rounding",
     "data.corpus_dir": "where the tokens lie; a checkpoint knows their hash and refuses others",
     "data.prefetch_steps": "how far ahead the loader reads",

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 MAX_WAITING_LINES = 100_000
-TAIL_BYTES = 1 << 20  # far more than one line: where the last attempt is looked up
+TAIL_BYTES = 1 << 20  # far more than one line: where the last attempt and step are looked up
 
 Record = dict[str, object]
 
@@ -191,16 +191,33 @@ def _drop_after(records: dict[object, Record], step: object) -> None:
 
 def last_attempt(path: Path) -> int:
     """The attempt of the last whole line of `path`; 0 without one. Reads only the end of the file."""
+    return next((int(record["attempt"]) for record in _newest_first(path)), 0)
+
+
+def last_step(path: Path, *, since: float) -> int | None:
+    """The last finished step that was recorded at `since` (Unix seconds) or later; None if nothing was.
+
+    Knows what `logging.every_steps` lets into the file. Reads only its end.
+    """
+    for record in _newest_first(path):
+        if record["time"] < since:
+            return None
+        if record["kind"] != "event" or record["event"] in ("started", "resumed"):
+            return int(record["step"])
+    return None
+
+
+def _newest_first(path: Path) -> Iterator[Record]:
+    """Records at the end of `path`; none without the file."""
     if not path.exists():
-        return 0
+        return
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
     for line in reversed(lines):
         record = _parse(line)
         if record is not None:
-            return int(record["attempt"])
-    return 0
+            yield record
 
 
 def _parse(line: bytes) -> Record | None:
@@ -209,7 +226,7 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or not {"kind", "step", "attempt"} <= record.keys():
+    if not isinstance(record, dict) or not {"kind", "step", "attempt", "time"} <= record.keys():
         return None
     return record
 

@@ -82,14 +82,14 @@ def flip(train_one_step, run, hooks):
 def wrong_sum(train_one_step, run, hooks):
     """A core that adds wrongly now and then."""
     step = train_one_step(run, hooks)
-    gradients, passes = run.engine._run_schedule, itertools.count(1)
+    gradients, passes = run.engine._run_loops, itertools.count(1)
 
     def run_schedule(micro_batches, *, reduce=True):
         reports = gradients(micro_batches, reduce=reduce)
         next(iter(run.engine._layout)).main_grad.view(-1)[0] += next(passes)
         return reports
 
-    run.engine._run_schedule = run_schedule
+    run.engine._run_loops = run_schedule
     return step
 
 

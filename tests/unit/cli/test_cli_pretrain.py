@@ -1,5 +1,6 @@
 """Resuming, starting over, sweeps: which folder, which run.yaml, which exit code."""
 
+import json
 import os
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def test_exit_code_of_the_workers_is_carried_through(workplace, started, loopcod
     for code in (1, 2, 130, 143):
         started.codes = [code]
         assert loopcoder("pretrain", *QUICK)[0] == code
+
+
+def test_how_far_a_failed_attempt_came(workplace, loopcoder, monkeypatch):
+    told = []
+
+    def run_workers(run_yaml, *_, progress, **__):
+        told.append(progress(0.0))
+        for step in (1, 2):
+            with (run_yaml.parent / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"kind": "train", "step": step, "attempt": 1, "time": 100.0 + step}) + "\n")
+        told.extend([progress(100.0), progress(103.0)])
+        return 1
+
+    monkeypatch.setattr("launch.local.run_workers", run_workers)
+    assert loopcoder("pretrain", *QUICK, "training.num_steps=40")[0] == 1
+    assert told == ["before its first step", "after step 2 of 40", "before its first step"]
 
 
 def test_other_options_are_refused_with_both_values_and_ways_out(workplace, started, loopcoder):

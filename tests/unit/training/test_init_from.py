@@ -41,6 +41,21 @@ def start(source, model, precision=Precision.fp32, tokenizer=TOKENIZER):
     return engine, init_weights(engine.config, engine, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (None, None),
+        ("runs/a", ("runs/a", None)),
+        ("runs/a@120", ("runs/a", 120)),
+        ("runs/me@home", ("runs/me@home", None)),
+        ("runs/a@5@120", ("runs/a@5", 120)),
+        ("runs/a@5/", ("runs/a@5/", None)),
+    ],
+)
+def test_a_source_is_a_folder_and_perhaps_a_step(written, meant):
+    assert small_model(init_from=written).init_source == meant
+
+
 def test_without_a_source_nothing_happens(tmp_path):
     engine = engine_for(small_model())
     before = {name: tensor.clone() for name, tensor in engine.master.items()}
