@@ -7,6 +7,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
+from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.config.model import GateInput, LoopKind, ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig, ScheduleKind
 from loopcoder_train.config.parallel import ParallelConfig
@@ -14,7 +15,6 @@ from loopcoder_train.config.run import (
     CheckpointConfig,
     EngineKind,
     EvaluationConfig,
-    LaunchConfig,
     LoggingConfig,
     RunConfig,
     TelemetryConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "GlobalKernel",
     "KernelConfig",
     "LaunchConfig",
+    "LaunchKind",
     "LocalKernel",
     "LoggingConfig",
     "LoopKind",

@@ -94,6 +94,7 @@ class CheckpointHook(Hook):
 
     def _report(self, run: Run, report: SaveReport) -> None:
         seconds = report.snapshot_seconds + report.write_seconds + report.verify_seconds + report.commit_seconds
+        run.save_seconds = seconds
         sizes = {"checkpoint_bytes": report.total_bytes, "save_seconds": seconds, "pruned": report.pruned}
         run.metrics.event("saved", run.state.step, f"saved the checkpoint of step {run.state.step}", **sizes)
         for warning in report.warnings:

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 MAX_WAITING_LINES = 100_000
-TAIL_BYTES = 1 << 20  # far more than one line: where the last attempt is looked up
+TAIL_BYTES = 1 << 20  # far more than one line: where the newest records are looked up
 
 Record = dict[str, object]
 
@@ -189,16 +189,26 @@ def _drop_after(records: dict[object, Record], step: object) -> None:
 
 def last_attempt(path: Path) -> int:
     """The attempt of the last whole line of `path`; 0 without one. Reads only the end of the file."""
+    record = next(newest_records(path), None)
+    return 0 if record is None else int(record["attempt"])
+
+
+def last_event(path: Path, name: str) -> Record | None:
+    """The newest event called `name`; None where the end of the file has none."""
+    return next((record for record in newest_records(path) if record.get("event") == name), None)
+
+
+def newest_records(path: Path) -> Iterator[Record]:
+    """The whole lines in the last megabyte of `path`, newest first; nothing without a file."""
     if not path.exists():
-        return 0
+        return
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
     for line in reversed(lines):
         record = _parse(line)
         if record is not None:
-            return int(record["attempt"])
-    return 0
+            yield record
 
 
 def _parse(line: bytes) -> Record | None:

@@ -13,12 +13,13 @@ class TrainingState:
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
     best_step: int | None = None
+    evaluation_owed: bool = False  # a stop cut the evaluation of `step` short: the next attempt begins with it
 
-    def to_json(self) -> dict[str, int | float | None]:
+    def to_json(self) -> dict[str, int | float | bool | None]:
         """A flat JSON object that :meth:`from_json` reads back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, int | float | None]) -> "TrainingState":
-        """The state saved by :meth:`to_json`; a missing or unknown key is a TypeError."""
+    def from_json(cls, values: dict[str, int | float | bool | None]) -> "TrainingState":
+        """The state saved by :meth:`to_json`; an unknown key is a TypeError, a missing one has its first value."""
         return cls(**values)

@@ -19,7 +19,7 @@ def main() -> int:
     config = parser.parse_args().config
     rank = os.environ["RANK"]
     behaviour = json.loads(config.read_text()).get(rank, "end")
-    _prepare_process()
+    requests = _prepare_process()
     (config.parent / f"pid-{rank}").write_text(str(os.getpid()))
     print(f"rank {rank} tty={sys.stdout.isatty()} threads={os.environ['OMP_NUM_THREADS']}", flush=True)
     if behaviour == "user error":
@@ -42,7 +42,16 @@ def main() -> int:
             time.sleep(0.001)
         raise ConnectionError("closed by peer")
     if behaviour == "wait":
+        while requests.cause is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # the save
+        print(f"rank {rank} saved for {requests.cause.name}", flush=True)
+        requests.finish()
+        return requests.cause.exit_code
+    if behaviour == "hang":
         time.sleep(120)
+    if behaviour == "run out of time":
+        return 75
     return 0
 
 
