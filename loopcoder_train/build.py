@@ -61,7 +61,8 @@ class Process:
 def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
     """Train as `config` says, from the last good checkpoint of its run_dir or from step 0, unless asked to stop.
 
-    Returns what made the run stop before it was done; None when it is done, or paused where its options say. Raises UserError or DataError (one line for the person who started the run) for whatever they can mend.
+    Returns what made the run stop before it was done; None when it is done, or paused where its options say.
+    Raises UserError or DataError (one line for the person who started the run) for whatever they can mend.
     """
     with ExitStack() as stack:
         process = stack.enter_context(worker_process(config, requests))

@@ -140,6 +140,14 @@ class LaunchConfig:
             "is not a time as sbatch takes it",
             "give minutes, HH:MM:SS or D-HH:MM:SS",
         )
+        limit = None if self.time_limit is None else time_limit_seconds(self.time_limit)
+        require(
+            limit is None or limit > self.signal_lead_seconds,
+            "launch.signal_lead_seconds",
+            self.signal_lead_seconds,
+            f"must be less than launch.time_limit={self.time_limit}, or the job is asked to stop before it begins",
+            f"try {max(1, (limit or 0) // 5)}",
+        )
         for name in ("container_image", "container_mounts", "python"):
             value = getattr(self, name)
             usable = value is None or (value != "" and not _CONTROL.search(value))
@@ -168,6 +176,16 @@ class LaunchConfig:
             require(named, "launch.environment", repr(name), "is no name of an environment variable")
             usable = not _CONTROL.search(value)
             require(usable, f"launch.environment.{name}", repr(value), "must be a text of one line")
+
+
+def time_limit_seconds(text: str) -> int:
+    """A time limit as sbatch reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts.insert(0, 0)  # without days the first of two is minutes
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check_processes(launch: LaunchConfig, parallel: ParallelConfig) -> None:

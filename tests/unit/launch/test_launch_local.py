@@ -230,7 +230,7 @@ def test_running_out_of_time_is_neither_a_failure_nor_restarted(launch, tmp_path
 
 
 def test_the_end_of_a_failed_partner_is_not_taken_for_a_request(launch, tmp_path):
-    """torchrun's agent sends SIGTERM to the partners of a failed worker; they have nothing to save, and must not try."""
+    """torchrun's agent sends SIGTERM to the partners of a failed worker; they have nothing to save."""
     started = time.monotonic()
     code, _, _ = launch({0: "wait", 1: "raise"})
     assert code == 1 and time.monotonic() - started < 20
