@@ -12,7 +12,7 @@ import psutil
 from loopcoder_train.training.metrics import METRICS_FILE, newest_records, read_metrics
 from tests.integration.conftest import Outcome, command, environment
 
-STARTED_SECONDS = 120.0
+STARTED_SECONDS = 200.0
 
 
 def listening() -> None:
@@ -62,7 +62,7 @@ class Running:
         """Send a signal to one rank, not to the launcher."""
         os.kill(self.worker(rank), number)
 
-    def end(self, timeout: float = 90) -> Outcome:
+    def end(self, timeout: float = 200) -> Outcome:
         """Wait for the end."""
         stdout, stderr = self.process.communicate(timeout=timeout)
         return Outcome(self.process.returncode, stdout, stderr)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol")
@@ -87,8 +88,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         if "slurmctld" in self._daemons:
-            self.run("scancel", "--user", getpass.getuser())
-            _wait_until(lambda: not self.run("squeue", "--noheader"), 30, "the queue is empty", required=False)
+            self.cancel_all()
         for daemon in reversed(self._daemons.values()):
             daemon.terminate()
         for daemon in self._daemons.values():
@@ -110,13 +110,18 @@ class Cluster:
 
     def wait_for(self, job_id: str, *states: str, seconds: float = 90) -> str:
         """Wait until the job is in one of `states` (`` for: left the queue)."""
-        _wait_until(lambda: self.state(job_id) in states, seconds, f"job {job_id} is {states}, not {self.state(job_id)}")
+        wait_until(lambda: self.state(job_id) in states, seconds, f"job {job_id} is {states}, not {self.state(job_id)}")
         return self.state(job_id)
 
     def details(self, job_id: str) -> dict[str, str]:
         """What `scontrol show job` says, also of a job that ended some minutes ago."""
         words = self.run("scontrol", "show", "job", job_id, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def cancel_all(self) -> None:
+        """Empty the queue, as far as a minute goes."""
+        self.run("scancel", "--user", getpass.getuser())
+        wait_until(lambda: not self.run("squeue", "--noheader"), 60, "the queue is empty", required=False)
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd (again)."""
@@ -156,7 +161,7 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(configuration)
         munge = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         self._spawn("munged", "munged", "--foreground", "--force", f"--socket={self.folder}/munge.sock", *munge)
-        _wait_until((self.folder / "munge.sock").exists, 10, "munged listens")
+        wait_until((self.folder / "munge.sock").exists, 10, "munged listens")
         self._spawn("slurmctld", "slurmctld", "-D", "-c")
         for name in self.nodes:
             self.start_node(name)
@@ -165,7 +170,7 @@ class Cluster:
     def wait_for_nodes(self, count: int, seconds: float = 60) -> None:
         """Wait until `count` nodes are up and idle."""
         idle = lambda: self.run("sinfo", "--noheader", "--partition=cpu", "--states=idle", "--format=%D")  # noqa: E731
-        _wait_until(lambda: idle() == str(count), seconds, f"{count} nodes are idle; see {self.folder}/log")
+        wait_until(lambda: idle() == str(count), seconds, f"{count} nodes are idle; see {self.folder}/log")
 
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         # A killed test process must not leave daemons behind.
@@ -187,7 +192,8 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _wait_until(condition, seconds: float, what: str, *, required: bool = True) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, required: bool = True) -> None:
+    """Look five times a second until `condition` is true; AssertionError after `seconds` when it is required."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

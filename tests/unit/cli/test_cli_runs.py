@@ -23,6 +23,7 @@ STEPS = make_config().training.num_steps
 # A run that has the lock until it is asked to stop; then it does what its argument says.
 HOLDER = """
 import signal, sys, time
+from pathlib import Path
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.metrics import MetricsWriter
 run_dir, name, then = sys.argv[1:]
@@ -34,7 +35,7 @@ while not asked:
     time.sleep(0.01)
 if then == "save":
     time.sleep(0.3)
-    MetricsWriter(__import__("pathlib").Path(run_dir) / "metrics.jsonl").event("stopped", 7, "SIGTERM to rank 0 at step 7")
+    MetricsWriter(Path(run_dir, "metrics.jsonl")).event("stopped", 7, "SIGTERM to rank 0 at step 7")
 elif then == "hang":
     time.sleep(60)
 """
@@ -55,7 +56,7 @@ def make_run(name: str, *, step: int = 0, ended: str | None = None) -> Path:
     return run_dir
 
 
-def record_error(run_dir: Path, attempt: str, rank: int, message: str, *, time: float, user_error: bool = False) -> None:
+def record_error(run_dir: Path, attempt: str, rank: int, message: str, *, time: float, user_error: bool = False):
     folder = run_dir / "logs" / attempt
     folder.mkdir(parents=True, exist_ok=True)
     details = {"time": time, "user_error": user_error}
@@ -100,7 +101,8 @@ def slurm(tmp_path, monkeypatch):
     here.folder.mkdir()
     here.queue()
     folder = shlex.quote(str(here.folder))
-    for name, does in (("squeue", f"cat {folder}/queue"), ("scancel", f'echo "$*" >> {folder}/calls; : > {folder}/queue')):
+    scancel = f'echo "$*" >> {folder}/calls; : > {folder}/queue'
+    for name, does in (("squeue", f"cat {folder}/queue"), ("scancel", scancel)):
         (here.folder / name).write_text(f"#!/bin/sh\n{does}\n")
         (here.folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{here.folder}:{os.environ['PATH']}")
@@ -167,7 +169,14 @@ def test_the_table(workplace, loopcoder, no_slurm):
         assert (code, error) == (0, "")
         assert [line.split() for line in out.splitlines()] == [
             ["run", "state", "step", "loss", "tokens/s", "where,", "why"],
-            ["runs/quick", "stopped", f"4/{STEPS}", "4.6000", "1.23k", *"SIGTERM to rank 1 at step 4".split()],
+            [
+                "runs/quick",
+                "stopped",
+                f"4/{STEPS}",
+                "4.6000",
+                "1.23k",
+                *["SIGTERM", "to", "rank", "1", "at", "step", "4"],
+            ],
             ["runs/sweep/model.num_loops=2", "new", f"0/{STEPS}"],
         ]
     assert loopcoder("runs", "runs/quick")[1].count("\n") == 2

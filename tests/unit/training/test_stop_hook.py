@@ -1,4 +1,4 @@
-"""All ranks stop at the same step, for the same reason, before the time limit; evaluations are cut short and made up for."""
+"""All ranks stop at the same step, for the same reason, before the time limit; cut evaluations are made up for."""
 
 import threading
 import time
@@ -55,7 +55,7 @@ class AskAt(Hook):
 
 
 def train_ranks(folder, asks: dict[int, tuple[int, StopCause]]):
-    """Two ranks; `asks`: rank -> (step, cause). Returns (step, stop reason, exit cause) of each, and the collectives."""
+    """Two ranks; `asks`: rank -> (step, cause). Returns (step, reason, exit cause) of each and the collectives."""
     ranks, ended = RanksInThreads(2), {}
 
     def train(rank: int) -> None:
@@ -79,7 +79,7 @@ def train_ranks(folder, asks: dict[int, tuple[int, StopCause]]):
 
 def test_one_rank_is_asked_and_both_stop_at_the_same_step(tmp_path):
     ended, collectives = train_ranks(tmp_path, {1: (5, StopCause.term)})
-    assert ended == {rank: (5, "SIGTERM to rank 1", StopCause.term) for rank in range(2)}
+    assert ended == dict.fromkeys(range(2), (5, "SIGTERM to rank 1", StopCause.term))
     assert collectives == 1 + 5, "one before the first step and one after each"
     (event,) = [r for r in read_metrics(tmp_path / "0" / METRICS_FILE, ["event"]) if r["event"] == "asked_to_stop"]
     assert (event["cause"], event["rank"], event["exit_code"], event["step"]) == ("term", 1, 143, 5)
@@ -88,17 +88,17 @@ def test_one_rank_is_asked_and_both_stop_at_the_same_step(tmp_path):
 
 def test_a_persons_word_counts_over_a_clocks(tmp_path):
     ended, _ = train_ranks(tmp_path, {0: (3, StopCause.usr2), 1: (3, StopCause.interrupt)})
-    assert ended == {rank: (3, "SIGINT to rank 1", StopCause.interrupt) for rank in range(2)}
+    assert ended == dict.fromkeys(range(2), (3, "SIGINT to rank 1", StopCause.interrupt))
 
 
 def test_nobody_asks_and_the_run_is_done(tmp_path):
     ended, collectives = train_ranks(tmp_path, {})
-    assert ended == {rank: (12, None, None) for rank in range(2)} and collectives == 13
+    assert ended == dict.fromkeys(range(2), (12, None, None)) and collectives == 13
 
 
 def test_asked_at_the_last_step_the_run_is_done_all_the_same(tmp_path):
     ended, _ = train_ranks(tmp_path, {0: (12, StopCause.usr2)})
-    assert ended == {rank: (12, "SIGUSR2 to rank 0", None) for rank in range(2)}
+    assert ended == dict.fromkeys(range(2), (12, "SIGUSR2 to rank 0", None))
 
 
 def test_exit_codes():
