@@ -54,7 +54,8 @@ def state_of(run_dir: Path, queue: Sequence[Job] = ()) -> RunState:
     trained = next((record for record in records if record["kind"] == "train"), {})
     latest = next((record for record in records if _says_where_it_stands(record)), {})
     step = int(latest.get("step", 0))
-    job = next((job for job in queue if job.name == job_name(run_dir)), None)
+    own = [job for job in queue if job.name == job_name(run_dir)]
+    job = min(own, key=lambda job: not job.is_running, default=None)
     holder = holder_of(run_dir) or holder_of(run_dir, LAUNCHER_LOCK)
     state, where, reason = _situation(run_dir, records, job, holder, done=step >= num_steps)
     numbers = trained.get("loss"), trained.get("tokens_per_second")
@@ -69,21 +70,28 @@ def _situation(
     run_dir: Path, records: list[Record], job: Job | None, holder: Holder | None, *, done: bool
 ) -> tuple[str, str, str]:
     """State, where and reason."""
-    if job is not None and (job.is_running or holder is None):
-        return (
-            ("running", f"job {job.id} on {job.nodes}", "")
-            if job.is_running
-            else ("queued", f"job {job.id}", job.reason)
-        )
+    if job is not None and job.is_running:
+        return "running", f"job {job.id} on {job.nodes}", ""
     if holder is not None:
         return "running", f"{holder.host}:{holder.pid}", ""
+    if job is not None:
+        return "queued", f"job {job.id}", job.reason
     event = next((record for record in records if record.get("event") in ("started", "resumed", "stopped")), None)
     error = _newest_error(run_dir)
     if event is not None and event["event"] == "stopped" and error is None:
+        kept = _last_saved(records)
+        if kept < event["step"]:  # told before the last save
+            return "failed", "", f"killed while it saved; the last good checkpoint is that of step {kept}"
         return "finished" if done else "stopped", "", str(event["message"])
     if event is None and error is None:
         return "new", "", ""
     return "failed", "", error or WITHOUT_A_WORD
+
+
+def _last_saved(records: list[Record]) -> int:
+    """The newest step that a checkpoint has, as far as the records go back; 0 for none."""
+    events = (record for record in records if record.get("event") in ("saved", "resumed"))
+    return max((int(event.get("checkpoint_step", event["step"])) for event in events), default=0)
 
 
 def _newest_error(run_dir: Path) -> str | None:

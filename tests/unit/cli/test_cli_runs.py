@@ -35,13 +35,15 @@ while not asked:
     time.sleep(0.01)
 if then == "save":
     time.sleep(0.3)
-    MetricsWriter(Path(run_dir, "metrics.jsonl")).event("stopped", 7, "SIGTERM to rank 0 at step 7")
+    metrics = MetricsWriter(Path(run_dir, "metrics.jsonl"))
+    metrics.event("stopped", 7, "SIGTERM to rank 0 at step 7")
+    metrics.event("saved", 7, "saved")
 elif then == "hang":
     time.sleep(60)
 """
 
 
-def make_run(name: str, *, step: int = 0, ended: str | None = None) -> Path:
+def make_run(name: str, *, step: int = 0, ended: str | None = None, saved: bool = True) -> Path:
     run_dir = Path("runs") / name
     run_dir.mkdir(parents=True)
     write_run_config(make_config(run_dir=str(run_dir)), run_dir / "run.yaml")
@@ -53,6 +55,8 @@ def make_run(name: str, *, step: int = 0, ended: str | None = None) -> Path:
             metrics.write("evaluation", step, {"loss": 9.9})
             if ended:
                 metrics.event("stopped", step, ended)
+            if ended and saved:
+                metrics.event("saved", step, "saved")
     return run_dir
 
 
@@ -159,6 +163,13 @@ def test_a_users_error_explains_the_run(workplace, loopcoder, no_slurm):
     assert listed(loopcoder)["a"]["reason"] == "data.corpus_dir=x: is damaged"
 
 
+def test_killed_while_it_saved_is_not_stopped(workplace, loopcoder, no_slurm):
+    make_run("a", step=5, ended="SIGTERM to rank 1 at step 5", saved=False)
+    run = listed(loopcoder)["a"]
+    assert (run["state"], run["step"]) == ("failed", 5)
+    assert run["reason"] == "killed while it saved; the last good checkpoint is that of step 0"
+
+
 def test_the_table(workplace, loopcoder, no_slurm):
     make_run("quick", step=4, ended="SIGTERM to rank 1 at step 4")
     make_run("sweep/model.num_loops=2")
@@ -199,6 +210,7 @@ def test_jobs_of_slurm(workplace, loopcoder, slurm, hold):
         f"12|{job_name(running)}|RUNNING|None|n[1-2]",
         f"13|{job_name(requeued)}|PENDING|BeginTime|",
         "14|somebody else's|RUNNING|None|n3",
+        f"15|{job_name(running)}|PENDING|Dependency|",
     )
     runs = listed(loopcoder)
     assert {name: (run["state"], run["where"], run["reason"]) for name, run in runs.items()} == {
