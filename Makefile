@@ -3,7 +3,7 @@
 # make test        the test suite; test-parallel has the rest
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
 # make lint        ruff and the import rules
-# make bench       the side-by-side measurements of docs/benchmarks/
+# make bench       the side-by-side measurements of docs/benchmarks/ (40 minutes on two cores)
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
 	$(BIN)/python -m tests.benchmarks.layouts
+	$(BIN)/python -m tests.benchmarks.checkpoint
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

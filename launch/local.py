@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def run_workers(
     log_dir: Path,
     *,
     threads_per_worker: int | None = None,
+    progress: Callable[[float], str] | None = None,
     module: str = "loopcoder_train.worker",
     node: Node | None = None,
 ) -> int:
@@ -63,12 +65,15 @@ def run_workers(
     0: all workers ended well. 2: a worker reported a user's error; it was printed, and nothing is restarted. 1: a
     worker failed `max_restarts + 1` times. 75: the run saved and stopped because its time was up. 128 + N: this process
     or a worker got stop signal N, and the run saved and stopped, or was ended by a second signal.
+
+    `progress(since)` says how far an attempt came that began at `since` (Unix seconds): "after step 12 of 40".
     """
     threads = threads_per_worker or max(1, len(os.sched_getaffinity(0)) // nproc)
     arguments = ["-u", "-m", module, "--config", str(run_yaml)]
     with StopSignals(arguments) as stop:
         for failures_so_far in itertools.count():
             attempt_dir = _new_attempt_dir(log_dir) if node is None else _folder_of_job(log_dir, node, failures_so_far)
+            began = time.time()
             try:
                 with _process_state(attempt_dir, threads):
                     _run_once(arguments, nproc, attempt_dir, node)
@@ -85,9 +90,10 @@ def run_workers(
                     return _stopped(signal_exit_code(stop.number))
                 failure = _no_rendezvous(error, attempt_dir)
             restarts = 0 if failure.user_error or stop.number is not None else max_restarts
+            where = f", {progress(began)}" if progress else ""
             if failures_so_far >= restarts:
-                return _failed(failure)
-            _failed(failure, again=f"; restart {failures_so_far + 1} of {max_restarts}")
+                return _failed(failure, where)
+            _failed(failure, where, again=f"; restart {failures_so_far + 1} of {max_restarts}")
     raise AssertionError("unreachable")
 
 
@@ -123,8 +129,8 @@ def _stopped(code: int) -> int:
     return code
 
 
-def _failed(failure: Failure, again: str = "") -> int:
-    where = "" if failure.user_error else f"; log: {failure.log}"
+def _failed(failure: Failure, where: str, again: str = "") -> int:
+    where = "" if failure.user_error else f"{where}; log: {failure.log}"
     print(f"loopcoder: error: {failure.message}{where}{again}", file=sys.stderr, flush=True)
     return EXIT_USER_ERROR if failure.user_error else EXIT_FAILURE
 

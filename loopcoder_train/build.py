@@ -1,6 +1,7 @@
 """The composition root: every part of a pretraining run is made here, put together, and handed to `fit`.
 
-lock on run_dir -> process group -> corpus and token stream -> engine -> last good checkpoint -> hooks -> fit
+lock on run_dir -> process group -> corpus and token stream -> engine -> last good checkpoint, or another run's weights
+-> hooks -> fit
 """
 
 import os
@@ -35,6 +36,7 @@ from loopcoder_train.runtime.signals import StopCause, StopRequests
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.divergence_hook import DivergenceHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
@@ -75,12 +77,17 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
         start_step = snapshot.training.step if snapshot else 0
+        origin = None
         if snapshot:
             check_position(config, stream, snapshot)
         else:
-            for note in plan.notes:
-                console.note(f"mixture: {note}")
+            origin = init_weights(config, engine, corpus.manifest.tokenizer_hash)
+            for note in (*(f"mixture: {note}" for note in plan.notes), *(origin.notes if origin else ())):
+                console.note(note)
         metrics = stack.enter_context(open_metrics(config, process, snapshot))
+        if origin:
+            said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
+            metrics.event("weights_from", 0, "; ".join(origin.notes), **said)
         loader = stack.enter_context(build_loader(config, stream, engine, start_step))
         run = Run(
             run_dir=Path(config.run_dir),

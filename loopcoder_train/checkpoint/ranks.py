@@ -14,15 +14,19 @@ def _patient_group() -> dist.ProcessGroup:
     default = dist.group.WORLD
     if default not in _groups:
         _groups.clear()  # of a job that ended in this process before
-        _groups[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _groups[default] = _new_group()
     return _groups[default]
+
+
+def _new_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 class Ranks:
     """One process's view of the group. Every member calls the same methods in the same order.
 
-    Only `all_gather_object` is used, on any backend, so a later asynchronous save can bring a group of its own and
-    never meet the training step's collectives.
+    Only `all_gather_object` is used, on any backend, so an asynchronous save brings a group of its own and never meets
+    the training step's collectives.
     """
 
     def __init__(self, rank: int, size: int, group: dist.ProcessGroup | None = None) -> None:
@@ -39,6 +43,16 @@ class Ranks:
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), _patient_group())
+        return cls.alone()
+
+    @classmethod
+    def for_a_thread(cls) -> "Ranks":
+        """Like `current`, with a group that nobody else talks over: for a thread that saves while others train.
+
+        Collective, and for the main thread: groups are made in the same order on every rank.
+        """
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), _new_group())
         return cls.alone()
 
     @classmethod

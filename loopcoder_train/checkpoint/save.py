@@ -59,7 +59,7 @@ class SaveReport:
 
     path: Path
     total_bytes: int  # of all files but COMMIT
-    snapshot_seconds: float  # training cannot go on during these, the others could be asynchronous
+    snapshot_seconds: float  # training cannot go on during these; during the others it can (`async_save`)
     write_seconds: float
     verify_seconds: float
     commit_seconds: float

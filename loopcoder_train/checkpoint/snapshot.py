@@ -1,7 +1,7 @@
 """The first half of a save: copy what this rank owns out of the live tensors.
 
 Once the snapshot is taken training may change its tensors; the second half (`save.write_snapshot`) needs only the
-snapshot. An asynchronous save is these two halves with a thread between them.
+snapshot. An asynchronous save (`async_save.py`) is these two halves with a thread between them.
 """
 
 import time
@@ -29,13 +29,37 @@ class Snapshot:
     seconds: float
 
 
+class SnapshotBuffers:
+    """CPU memory for one snapshot at a time, used again by the next one; pinned where the shards lie on CUDA.
+
+    It stays as large as what the rank owns. Fresh memory costs a page fault per 4 KiB in every save, which takes longer
+    than the copy itself, and without pinned memory CUDA copies tensor by tensor through a small buffer of its own.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def for_copy_of(self, key: str, data: Tensor) -> Tensor:
+        """The tensor that takes the copy of `data`, whose content then is that of the snapshot before."""
+        if key not in self._tensors:
+            self._tensors[key] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+        buffer = self._tensors[key]
+        assert (buffer.shape, buffer.dtype) == (data.shape, data.dtype), f"{key}: another box than in the save before"
+        return buffer
+
+
 def take_snapshot(
-    step: int, shards: list[TensorShard], state: dict[str, Any], rank_state: dict[str, Any] | None
+    step: int,
+    shards: list[TensorShard],
+    state: dict[str, Any],
+    rank_state: dict[str, Any] | None,
+    buffers: SnapshotBuffers | None = None,
 ) -> Snapshot:
     """Copy the owned shards to CPU memory. Not collective.
 
-    Raises AssertionError where a box is owned twice on this rank, a dtype is not storable, or a state would not come
-    back from JSON as it is.
+    `buffers`: where the copies go, over those of the snapshot before; without it, to memory of their own. Raises
+    AssertionError where a box is owned twice on this rank, a dtype is not storable, or a state would not come back from
+    JSON as it is.
     """
     start = time.perf_counter()
     assert_json(state, "state")
@@ -52,15 +76,20 @@ def take_snapshot(
         if box.volume > 0:
             key = key_of(owned)
             assert key not in tensors, f"{shard.name}: this rank owns the box at {shard.offsets} twice"
-            tensors[key] = _cpu_copy(shard.data.detach(), copies)
+            tensors[key] = _cpu_copy(key, shard.data.detach(), copies, buffers)
+    for device in {shard.data.device for shard in shards if shard.owner and shard.data.is_cuda}:
+        torch.cuda.synchronize(device)  # copies to pinned memory are only queued so far
     return Snapshot(step, owned_boxes, tensors, state, rank_state, time.perf_counter() - start)
 
 
-def _cpu_copy(data: Tensor, copies: dict[tuple, Tensor]) -> Tensor:
+def _cpu_copy(key: str, data: Tensor, copies: dict[tuple, Tensor], buffers: SnapshotBuffers | None) -> Tensor:
     """A contiguous copy of exactly the view `data`; views of the same memory share one copy."""
     memory = (data.device, data.data_ptr(), tuple(data.shape), data.stride(), data.dtype)
     if memory not in copies:
-        copies[memory] = torch.empty(data.shape, dtype=data.dtype).copy_(data)
+        if buffers is None:
+            copies[memory] = torch.empty(data.shape, dtype=data.dtype).copy_(data)
+        else:
+            copies[memory] = buffers.for_copy_of(key, data).copy_(data, non_blocking=True)
     return copies[memory]
 
 

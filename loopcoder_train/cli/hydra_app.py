@@ -27,6 +27,7 @@ from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import from_dict
 from loopcoder_train.config.keys import dotted_keys, free_form_keys
 from loopcoder_train.config.process import EXIT_BROKEN_PIPE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.config.run import RunConfig
 
 # By a person, the system or the clock: the rest of a sweep must not start.
 _STOPPED = {signal_exit_code(number) for number in STOP_SIGNALS}
@@ -38,14 +39,25 @@ class Command:
     """A command whose options are a dataclass. `execute` gets an instance and returns the exit code."""
 
     name: str  # as typed after `loopcoder`
-    config_name: str  # primary file in configs/, which starts with `<config_name>_schema`
+    config_name: str  # primary file in configs/, which starts with `<config_name>_schema`, for a run with `run_schema`
     schema: type
     execute: Callable[[Any], int]
+    prepare: Callable[[dict[str, Any]], None] | None = None  # changes the composed values before their rules are met
+
+    @property
+    def composes_run(self) -> bool:
+        """Whether an experiment is chosen."""
+        return issubclass(self.schema, RunConfig)
+
+    @property
+    def schema_name(self) -> str:
+        """What the primary file calls the dataclass."""
+        return "run_schema" if self.composes_run else f"{self.config_name}_schema"
 
     @property
     def known_keys(self) -> list[str]:
         """Every option, and the groups that files can be chosen for."""
-        return dotted_keys(self.schema) + ["experiment"] * (self.config_name == "pretrain")
+        return dotted_keys(self.schema) + ["experiment"] * self.composes_run
 
     def example(self, key: str) -> str:
         """`training.num_steps=<int>`: how to set an option."""
@@ -64,10 +76,10 @@ def run(command: Command, arguments: Arguments) -> int:
     """Compose and execute. Returns 0 when every job returned 0, else the first other code."""
     if arguments.asks_for_help:
         # Composing must not fail over what is asked about.
-        arguments.overrides = ["experiment=quickstart"] if command.config_name == "pretrain" else []
+        arguments.overrides = ["experiment=quickstart"] if command.composes_run else []
     arguments.open_keys(free_form_keys(command.schema))
     jobs = _Jobs(command, arguments)
-    ConfigStore.instance().store(name=f"{command.config_name}_schema", node=command.schema)
+    ConfigStore.instance().store(name=command.schema_name, node=command.schema)
     application = hydra.main(version_base="1.3", config_path="pkg://configs", config_name=command.config_name)(jobs.run)
     with tempfile.TemporaryDirectory(prefix="loopcoder-sweep-") as scratch:
         # A sweep of Hydra insists on a folder for its own notes; nobody needs them.
@@ -120,6 +132,8 @@ class _Jobs:
         values.update(self.arguments.literals)
         if self.command.config_name == "pretrain":
             values["run_dir"] = self._run_dir(values["run_dir"])
+        if self.command.prepare is not None:
+            self.command.prepare(values)
         return from_dict(self.command.schema, values)
 
     def _run_dir(self, run_dir: str) -> str:

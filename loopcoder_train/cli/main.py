@@ -13,6 +13,7 @@ from loopcoder_train.config.process import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, E
 
 # Words of the command -> module with `run(arguments) -> exit code`. Imported when asked for: --help must be instant.
 COMMANDS = {
+    ("plan",): "loopcoder_train.cli.plan",
     ("pretrain",): "loopcoder_train.cli.pretrain",
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("generate",): "loopcoder_train.cli.generate",
@@ -27,6 +28,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
 
   loopcoder data build                     make the token corpus that runs read
   loopcoder data show [CORPUS]             what a corpus is made of
+  loopcoder plan experiment=NAME           memory, traffic and days of a run, before a GPU is rented
   loopcoder pretrain experiment=NAME       train; the same command again resumes
   loopcoder runs [DIR]                     the runs below a folder: state, step, loss, speed, where
   loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop

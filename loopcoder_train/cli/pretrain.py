@@ -1,23 +1,34 @@
 """`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start workers or submit a job."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
-from loopcoder_train.cli.run_dir import checkpoints, prepare
+from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
 from loopcoder_train.cli.submit import LAUNCHER_LOCK, submit
 from loopcoder_train.config.launch import LaunchKind
 from loopcoder_train.config.process import EXIT_USER_ERROR
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.mixture import plan_mixture
 
 
 def run(arguments: list[str]) -> int:
     """Parse, compose, train: one run, or one per job of a sweep."""
-    command = hydra_app.Command(name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain)
-    return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir")))
+    command = hydra_app.Command(
+        name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain, prepare=_at_scale
+    )
+    return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir", "model.init_from")))
+
+
+def _at_scale(values: dict[str, Any]) -> None:
+    """A dry run's ranks take the place of parallel.world_size; data parallelism fills up."""
+    if values["dry_run"]:  # 0 has its own rule
+        values["parallel"] |= {"world_size": values["dry_run"], "data_parallel_size": None}
 
 
 def pretrain(config: RunConfig) -> int:
@@ -26,7 +37,12 @@ def pretrain(config: RunConfig) -> int:
     Two locks, because a launcher that was killed may leave workers for a few seconds: the launcher's is held as long
     as this process lives, the run's by whoever may write into run_dir - first this process, then rank 0.
     """
+    if config.dry_run is not None:
+        from loopcoder_train.cli.dry_run import dry_run_pretrain  # for dry runs only
+
+        return dry_run_pretrain(config)
     check_corpus(config)
+    check_init_source(config)
     if config.launch.kind is LaunchKind.slurm:
         return submit(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
@@ -43,10 +59,17 @@ def pretrain(config: RunConfig) -> int:
             config.launch.max_restarts,
             Path(config.run_dir) / "logs",
             threads_per_worker=config.training.num_threads,
+            progress=partial(progress, config),
         )
         if code == EXIT_USER_ERROR and previous is not None and checkpoints(run_yaml.parent) == saved:
             run_yaml.write_bytes(previous)  # the checkpoints are still those of the configuration before
         return code
+
+
+def progress(config: RunConfig, since: float) -> str:
+    """How far the attempt came that began at `since` (Unix seconds), as far as `metrics.jsonl` tells."""
+    step = last_step(Path(config.run_dir) / METRICS_FILE, since=since)
+    return f"after step {step} of {config.training.num_steps}" if step else "before its first step"
 
 
 def torchrun_line(config: RunConfig, run_yaml: Path) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from loopcoder_train.config.compare import refuse_changes, result_changing_keys
+from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, write_run_config
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
@@ -38,6 +39,27 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
                 refuse_changes(f"run_dir={run_dir}", changes, accepted=config.accept_config_changes)
         write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml, previous
+
+
+def check_init_source(config: RunConfig) -> None:
+    """The run that `model.init_from` names is there with a checkpoint; whether that is good, the workers see.
+
+    A run that resumes does not read it again. Raises UserError.
+    """
+    run_dir = Path(config.run_dir)
+    if config.model.init_source is None or (checkpoints(run_dir) and not config.fresh):
+        return
+    folder, step = config.model.init_source
+    source, option, value = Path(folder), "model.init_from", config.model.init_from
+    require(source.is_dir(), option, value, "no such folder", "give the folder of a run, or FOLDER@STEP")
+    same = run_dir.exists() and source.samefile(run_dir)
+    require(not same, option, value, "is this run's own folder", "give another run_dir")
+    saved = sorted(name.removeprefix("step-") for name in checkpoints(source))
+    steps = [int(name) for name in saved if name.isdecimal()]  # the others are being written
+    require(bool(steps), option, value, "holds no checkpoint", "give the folder of a run that has saved one")
+    if step is not None:
+        has = f"it has those of steps {', '.join(map(str, steps))}"
+        require(step in steps, option, value, f"holds no checkpoint of step {step}", has)
 
 
 def checkpoints(run_dir: Path) -> set[str]:

@@ -47,6 +47,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     init_std: float = 0.02  # standard deviation of every matrix and embedding at the start
     max_position_embeddings: int = 131_072  # longest document, in tokens
+    init_from: str | None = None  # RUN or RUN@STEP: the run whose weights this one starts from
 
     def __post_init__(self) -> None:
         require_positive(
@@ -68,6 +69,12 @@ class ModelConfig:
             "must be at least 1",
             "R = 1 is a plain model",
         )
+        require(
+            self.init_source is None or bool(self.init_source[0]),
+            "model.init_from",
+            repr(self.init_from),
+            "must be the folder of a run, or FOLDER@STEP",
+        )
         require(self.window_left >= 0, "model.window_left", self.window_left, "must be 0 or more keys to the left")
         require(self.init_std >= 0, "model.init_std", self.init_std, "must be 0 or more")
         require(self.head_dim % 2 == 0, "model.head_dim", self.head_dim, "must be even (RoPE rotates pairs)")
@@ -85,6 +92,14 @@ class ModelConfig:
             "h(r) = f(h(r-1)) has no scales and no norm between loops",
             "set model.embedding_scale=1 model.hidden_scale=1 model.normalize_between_loops=false",
         )
+
+    @property
+    def init_source(self) -> tuple[str, int | None] | None:
+        """Folder of the run whose weights this one starts from, and the step (None: its newest good checkpoint)."""
+        if self.init_from is None:
+            return None
+        run, at, step = self.init_from.rpartition("@")
+        return (run, int(step)) if at and step.isdecimal() else (self.init_from, None)
 
     @property
     def effective_depth(self) -> int:

@@ -33,6 +33,7 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = 1000
+    asynchronous: bool = True  # write in a thread while training goes on; false: training waits for every save
     keep_last: int = 3  # newest committed checkpoints that pruning leaves
     keep_every_steps: int | None = None  # checkpoints at these multiples are never pruned
 
@@ -93,6 +94,8 @@ class RunConfig:
     seed: int = 0
     fresh: bool = False  # start over: an existing run_dir is set aside, not deleted
     accept_config_changes: bool = False  # resume although the configuration differs in what changes the result
+    dry_run: int | None = None  # try out one rank of a job of this many on no machine at all; nothing is trained
+    dry_run_rank: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -107,6 +110,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir", repr(self.run_dir), "must name a folder")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
+        self._check_dry_run()
         self._check_batch()
         self._check_tensor_parallel()
         self._check_engine()
@@ -118,6 +122,22 @@ class RunConfig:
             "data.sequence_length",
             self.data.sequence_length,
             f"must not exceed model.max_position_embeddings={self.model.max_position_embeddings}",
+        )
+
+    def _check_dry_run(self) -> None:
+        require(
+            self.dry_run is None or self.engine is EngineKind.megatron,
+            "dry_run",
+            self.dry_run,
+            "tries out ranks of engine=megatron only",
+        )
+        require(self.dry_run is None or self.dry_run >= 1, "dry_run", self.dry_run, "must be at least 1 rank")
+        ranks = 1 if self.dry_run is None else self.dry_run
+        require(
+            0 <= self.dry_run_rank < ranks,
+            "dry_run_rank",
+            self.dry_run_rank,
+            f"must lie in 0..{ranks - 1}" if self.dry_run is not None else "needs dry_run=RANKS",
         )
 
     def _check_batch(self) -> None:
@@ -193,10 +213,10 @@ class RunConfig:
             ),
             f"try {-(-length // parts) * parts}",
         )
-        if ranks > 1 and self.model.has_gates:
-            chunk = length // (2 * ranks)
+        chunk = length // (2 * ranks)
+        if ranks > 1 and self.model.has_gates and self.model.window_left > chunk:
             require(
-                self.model.window_left <= chunk,
+                False,
                 "model.window_left",
                 self.model.window_left,
                 f"must fit into a chunk: data.sequence_length / (2 * parallel.context_parallel_size) = {chunk}",

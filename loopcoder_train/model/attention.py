@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from loopcoder_train.config import GlobalKernel, KernelConfig, LocalKernel, UserError
 from loopcoder_train.model.documents import Documents, additive
 
-Attend = Callable[[Tensor, Tensor, Tensor, Documents, int | None], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Documents, int | None], Tensor]
 
 _MIN_BLOCK = 16  # queries per block of the block-window path, even for tiny windows
 
@@ -34,8 +34,8 @@ _MIN_BLOCK = 16  # queries per block of the block-window path, even for tiny win
 class AttentionKernels:
     """The kernels of one run, chosen once by :func:`choose_kernels`."""
 
-    global_kernel: Attend
-    local_kernel: Attend
+    global_kernel: Kernel
+    local_kernel: Kernel
 
     def global_attention(self, query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
         """Causal attention inside documents."""
@@ -205,12 +205,13 @@ class _VarlenRows:
     """Flattened rows and where documents begin in them: `query` [B * Q, H, D], `key`, `value` [keys, G, D]."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, documents: Documents):
-        self.query, self.key, self.value = (x.flatten(0, 1) for x in (query, key, value))
+        self.query = query.flatten(0, 1)
         if query.shape[1] == documents.sequence_length:
+            self.key, self.value = key.flatten(0, 1), value.flatten(0, 1)
             self.query_lengths = self.key_lengths = documents.cumulative_lengths()
             return
         asked = documents.asked(query.shape[1])
-        self.key, self.value = self.key[asked.kept], self.value[asked.kept]
+        self.key, self.value = asked.kept(key), asked.kept(value)
         self.query_lengths, self.key_lengths = asked.query_lengths, asked.key_lengths
 
 
@@ -232,7 +233,7 @@ def _expand_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
     return key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
 
 
-_KERNELS: dict[str, Attend] = {
+_KERNELS: dict[str, Kernel] = {
     "sdpa": sdpa,
     "block_window": block_window,
     "flash_attn": flash_attn,

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from loopcoder_train.config import GateInput, LoopKind, ModelConfig
-from loopcoder_train.model.names import EMBEDDING, HEAD, parameter_shapes
+from loopcoder_train.model.names import EMBEDDING, HEAD, is_gate, parameter_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     return ParameterCounts(
         total=sum(sizes.values()),
         embedding=sizes[EMBEDDING] + sizes.get(HEAD, 0),
-        gates=sum(size for name, size in sizes.items() if ".plt_gate." in name),
+        gates=sum(size for name, size in sizes.items() if is_gate(name)),
     )
 
 

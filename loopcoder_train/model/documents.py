@@ -11,6 +11,7 @@ row), the number of queries is given: query i of Q stands at row S - Q + i, as i
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,15 @@ class Documents:
         A document that `first` cuts begins there: `positions` and `starts` are those of the span.
         """
         ids = None if self.ids is None else self.ids[:, first:stop]
-        return Documents(self.batch_size, stop - first, ids, self.device)
+        result = Documents(self.batch_size, stop - first, ids, self.device)
+        starts = self.host_starts()[:, first:stop].copy()
+        starts[:, 0] = True
+        result.cached("host_starts", lambda: starts)  # not the row itself: its cache holds the span
+        return result
+
+    def host_starts(self) -> np.ndarray:
+        """`starts` in CPU memory; spans cut their row's, so that a GPU is waited for once per forward pass."""
+        return self.cached("host_starts", lambda: self.starts.cpu().numpy())
 
     def visible(self, window_left: int | None, num_queries: int | None = None) -> Tensor:
         """Bool [B or 1, Q, S]: may query i see key j? Causal, same document, at most `window_left` keys to the left."""
@@ -94,26 +103,35 @@ class Documents:
 class AskedDocuments:
     """The documents that the last `num_queries` rows of a span lie in, for varlen kernels.
 
+    Keys of documents that end before the first query are left out: a document without queries is no case for such
+    kernels. What is kept is the end of every row.
+
     Attributes:
         query_lengths, key_lengths: int32 [documents + 1], where each document's queries and keys begin, and their end.
-        kept: int64 [keys], the rows of the flattened [B * S] keys that belong to them; keys of documents that end
-            before the first query are left out, because a document without queries is no case for such kernels.
     """
 
     def __init__(self, documents: Documents, num_queries: int):
-        batch, length = documents.batch_size, documents.sequence_length
-        index = torch.arange(length, device=documents.device)
-        begin = torch.where(documents.starts, index, 0).cummax(dim=1).values  # [B, S], of each row's document
+        starts, length = documents.host_starts(), documents.sequence_length
         first = length - num_queries
-        kept = index >= begin[:, first, None]
-        starts = documents.starts & kept
-        key_begin = starts.flatten()[kept.flatten()].nonzero().flatten()
-        query_starts = documents.starts[:, first:].clone()
-        query_starts[:, 0] = True  # the document that the first query lies in may begin before it
-        query_begin = query_starts.flatten().nonzero().flatten()
-        self.kept = kept.flatten().nonzero().flatten()
-        self.key_lengths = _with_end(key_begin, len(self.kept))
-        self.query_lengths = _with_end(query_begin, batch * num_queries)
+        self._begins = [int(np.flatnonzero(row[: first + 1])[-1]) for row in starts]  # of the first query's document
+        query_starts = starts[:, first:].copy()
+        query_starts[:, 0] = True  # that document may begin before its first query
+        kept_starts = [row[begin:] for row, begin in zip(starts, self._begins, strict=True)]
+        self.query_lengths = _lengths(query_starts.ravel(), documents.device)
+        self.key_lengths = _lengths(np.concatenate(kept_starts), documents.device)
+
+    def kept(self, rows: Tensor) -> Tensor:
+        """[keys, ...] of the rows [B, S, ...] that are kept; a view where they follow each other in memory."""
+        if len(self._begins) == 1:
+            return rows[0, self._begins[0] :]
+        if not any(self._begins):
+            return rows.flatten(0, 1)
+        return torch.cat([row[begin:] for row, begin in zip(rows, self._begins, strict=True)])
+
+
+def _lengths(starts: np.ndarray, device: torch.device) -> Tensor:
+    """int32 [documents + 1]: where `starts` (bool) is true, and the end."""
+    return torch.from_numpy(np.append(np.flatnonzero(starts), len(starts)).astype(np.int32)).to(device)
 
 
 def _with_end(begin: Tensor, end: int) -> Tensor:

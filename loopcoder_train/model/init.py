@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from loopcoder_train.config import ModelConfig
+from loopcoder_train.model.names import is_gate
 
 
 def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
@@ -16,7 +17,7 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
     """
     if name.endswith("norm.weight"):
         return torch.ones(shape)
-    if ".plt_gate." in name:
+    if is_gate(name):
         return torch.zeros(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

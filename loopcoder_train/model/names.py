@@ -47,3 +47,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_decayed(name: str) -> bool:
     """Whether AdamW decays this parameter: matrices and embeddings yes, biases and norm weights no."""
     return not name.endswith((".bias", "norm.weight"))
+
+
+def is_gate(name: str) -> bool:
+    """Whether this parameter belongs to a G-SWA gate, which a model of one loop does not have."""
+    return ".plt_gate." in name

@@ -39,6 +39,8 @@ def init_process_group(device: torch.device, timeout_seconds: float = TIMEOUT_SE
     """Join the process group. `device`: this process's; its type chooses the backend."""
     timeout = timedelta(seconds=timeout_seconds)
     backend = _BACKENDS[device.type]
+    # With a device NCCL makes one communicator per group, at once. Without, the interleaved schedule's single messages
+    # would make one per pair of ranks at first use, in an order that can hang.
     device_id = device if device.type == "cuda" else None
     if is_launched():
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)

@@ -189,13 +189,25 @@ def _drop_after(records: dict[object, Record], step: object) -> None:
 
 def last_attempt(path: Path) -> int:
     """The attempt of the last whole line of `path`; 0 without one. Reads only the end of the file."""
-    record = next(newest_records(path), None)
-    return 0 if record is None else int(record["attempt"])
+    return next((int(record["attempt"]) for record in newest_records(path)), 0)
 
 
 def last_event(path: Path, name: str) -> Record | None:
     """The newest event called `name`; None where the end of the file has none."""
     return next((record for record in newest_records(path) if record.get("event") == name), None)
+
+
+def last_step(path: Path, *, since: float) -> int | None:
+    """The last finished step that was recorded at `since` (Unix seconds) or later; None if nothing was.
+
+    Knows what `logging.every_steps` lets into the file. Reads only its end.
+    """
+    for record in newest_records(path):
+        if record["time"] < since:
+            return None
+        if record["kind"] != "event" or record["event"] in ("started", "resumed"):
+            return int(record["step"])
+    return None
 
 
 def newest_records(path: Path) -> Iterator[Record]:
@@ -217,7 +229,7 @@ def _parse(line: bytes) -> Record | None:
         record = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(record, dict) or not {"kind", "step", "attempt"} <= record.keys():
+    if not isinstance(record, dict) or not {"kind", "step", "attempt", "time"} <= record.keys():
         return None
     return record
 

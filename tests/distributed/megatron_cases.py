@@ -34,6 +34,16 @@ LAYOUTS = {
     ),
     "cp2_tp2_sp": (4, {"context_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
     "cp2_pp2": (4, {"context_parallel_size": 2, "pipeline_parallel_size": 2}),
+    "cp4": (4, {"context_parallel_size": 4}),  # ranks with neighbours on both sides
+    "cp2_dp2_distopt_overlap": (
+        4,
+        {
+            "context_parallel_size": 2,
+            "distributed_optimizer": True,
+            "overlap_grad_reduce": True,
+            "overlap_param_gather": True,
+        },
+    ),
 }
 
 # Layouts that single cases need: with overlap Megatron notices what the mistake does without it.
@@ -208,8 +218,11 @@ MUTATIONS = {
     "gate_gradient_of_own_heads_only": ("tp2",),
     "gate_gradient_not_summed_over_rows": ("tp2_sp",),
     "norm_gradient_not_summed_over_rows": ("tp2_sp",),
-    "halo_too_short_by_one": ("cp2",),
-    "halo_gradient_dropped": ("cp2",),
+    "halo_too_short_by_one": ("cp2", "cp4"),
+    "halo_gradient_dropped": ("cp2", "cp4"),
+    "halos_from_the_wrong_neighbour": ("cp4",),
+    "embedding_gradient_dropped": ("pp2",),
+    "tied_copies_not_summed": ("pp2",),
     "gathered_gradient_not_summed": ("cp2",),
     "positions_restart_at_the_seam": ("cp2",),
     "shared_kv_gradient_twice": ("pp2",),
@@ -224,7 +237,14 @@ def mutation_cases() -> list[Case]:
     """Each mistake must push the comparison far over its tolerance."""
     cases = [
         # pipelines: enough microbatches for passes to overlap
-        Case(kind="mutation", layout=layout, mutation=mutation, num_loops=3, micro_batches=1 + 2 * ("pp" in layout))
+        Case(
+            kind="mutation",
+            layout=layout,
+            mutation=mutation,
+            num_loops=3,
+            micro_batches=1 + 2 * ("pp" in layout),
+            tied="tied" in mutation,
+        )
         for mutation, layouts in MUTATIONS.items()
         for layout in layouts
     ]

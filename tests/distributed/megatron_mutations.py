@@ -21,6 +21,7 @@ from loopcoder_train.model.gated_attention import SharedKV, WholeRows, gated_att
 
 _shift_right = shift.shift_right
 _rope_tables, _loop_input, _finalize = stage.rope_tables, stage.Stage.loop_input, engine.finalize_model_grads
+_exchange = context._exchange
 
 
 def _swapped(query, own, shared, gates, *rest):
@@ -72,7 +73,7 @@ def _no_halo_gradient(ctx, low, high):
 
 
 def _own_rows_only(ctx, gradient):
-    return ctx.split.by_rank(gradient)[ctx.split.group.rank()], None
+    return ctx.zigzag.by_rank(gradient, ctx.dim)[ctx.zigzag.group.rank()], None, None
 
 
 def _restarting_positions(positions, head_dim, theta):
@@ -85,6 +86,21 @@ def _boundary_times(factor):
         return gradient, None, *(factor * other for other in ctx.begins())
 
     return staticmethod(backward)
+
+
+def _embedding_gradient_dropped(ctx, gradient):
+    others = list(ctx.begins())
+    if len(others) % 2:  # E comes before pairs of keys and values
+        others[0] = None
+    return gradient, None, *others
+
+
+def _wrong_neighbour(*, to_next, to_previous, group):
+    return _exchange(to_next=to_previous, to_previous=to_next, group=group)
+
+
+def _copies_unmarked(self):
+    self.pre_process, self.share_embeddings_and_output_weights = self.mesh.is_first_stage, False
 
 
 def _normed_again(self, loop_number, embedding, previous, geometry, observer):
@@ -123,6 +139,11 @@ def _patches(name: str) -> list[AbstractContextManager]:
         "gate_gradient_of_own_heads_only": lambda: [patch(gate, "own_heads", _own_heads_sliced)],
         "gate_gradient_not_summed_over_rows": lambda: [patch(gate, "sum_over_sequence_parts", _not_summed)],
         "norm_gradient_not_summed_over_rows": lambda: [patch(norm, "sum_over_sequence_parts", _not_summed)],
+        "embedding_gradient_dropped": lambda: [
+            patch(pipeline.LoopBoundary, "backward", staticmethod(_embedding_gradient_dropped))
+        ],
+        "halos_from_the_wrong_neighbour": lambda: [patch(context, "_exchange", _wrong_neighbour)],
+        "tied_copies_not_summed": lambda: [patch(stage.Stage, "_mark_tied_copies", _copies_unmarked)],
         "halo_too_short_by_one": lambda: [patch(context, "halo_rows", _short_halo)],
         "halo_gradient_dropped": lambda: [patch(context._Halo, "backward", staticmethod(_no_halo_gradient))],
         "gathered_gradient_not_summed": lambda: [patch(context._GatherRows, "backward", staticmethod(_own_rows_only))],

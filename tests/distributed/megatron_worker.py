@@ -28,7 +28,7 @@ def main() -> None:
     cases = {"ci": ci_cases, "exhaustive": exhaustive_cases}[arguments.set]()
     wanted = [c for c in cases if c.world_size == distributed.get_world_size() and arguments.only in c.id]
     results = {}
-    for case in sorted(wanted, key=lambda case: case.layout):  # process groups are rebuilt when the layout changes
+    for case in sorted(wanted, key=lambda case: (case.layout, case.other_layout)):  # new groups when the layout changes
         began = time.perf_counter()
         results[case.id] = {"errors": check(case), "seconds": round(time.perf_counter() - began, 3)}
         if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count

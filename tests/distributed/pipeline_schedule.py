@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loopcoder_train.engines.megatron.pipeline import Event
+from loopcoder_train.engines.megatron.pipeline import Pass
 
 
 def live_pairs(num_loops: int, microbatches: int, stages: int, stage_index: int) -> int:
@@ -12,7 +12,7 @@ def live_pairs(num_loops: int, microbatches: int, stages: int, stage_index: int)
     return min(microbatches * num_loops, 2 * (stages - stage_index - 1) + (num_loops - 1) * stages + 1)
 
 
-def peak_live_pairs(events: Sequence[Event]) -> int:
+def peak_live_pairs(events: Sequence[Pass]) -> int:
     """The same, counted: forward passes begun whose backward pass has not."""
     live = peak = 0
     for event in events:
@@ -22,10 +22,10 @@ def peak_live_pairs(events: Sequence[Event]) -> int:
     return peak
 
 
-def idle_share(by_stage: Sequence[Sequence[Event]]) -> float:
+def idle_share(by_stage: Sequence[Sequence[Pass]]) -> float:
     """Idle / useful time when every pass takes one unit, each stage keeps its recorded order, messages take no time."""
     stages, loops = len(by_stage), max(event.loop_number for event in by_stage[0])
-    finished: dict[tuple[int, Event], int] = {}
+    finished: dict[tuple[int, Pass], int] = {}
     clock, position = [0] * stages, [0] * stages
     while any(done < len(events) for done, events in zip(position, by_stage, strict=True)):
         moved = False
@@ -44,13 +44,13 @@ def idle_share(by_stage: Sequence[Sequence[Event]]) -> float:
     return (max(clock) - useful) / useful
 
 
-def _needed(event: Event, stage: int, stages: int, loops: int) -> tuple[int, Event] | None:
+def _needed(event: Pass, stage: int, stages: int, loops: int) -> tuple[int, Pass] | None:
     """(stage, event) whose message this pass waits for."""
     last, loop, microbatch = stages - 1, event.loop_number, event.microbatch
     if not event.backward:
         if stage > 0:
             return stage - 1, event
-        return (last, Event(False, loop - 1, microbatch)) if loop > 1 else None
+        return (last, Pass(False, loop - 1, microbatch)) if loop > 1 else None
     if stage < last:
         return stage + 1, event
-    return (0, Event(True, loop + 1, microbatch)) if loop < loops else (last, Event(False, loop, microbatch))
+    return (0, Pass(True, loop + 1, microbatch)) if loop < loops else (last, Pass(False, loop, microbatch))

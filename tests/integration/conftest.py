@@ -1,5 +1,6 @@
 """Real runs: a small corpus from this repository's own files, and the `loopcoder` command in real processes."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,10 +13,13 @@ import pytest
 from data_pipeline.build import build_corpus
 from data_pipeline.build_config import BuildConfig
 from data_pipeline.documents import SourceConfig, SourceKind
+from loopcoder_train.config import RunConfig
+from loopcoder_train.config.io import read_run_config, write_run_config
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[2]
 LOOPCODER = str(Path(sys.executable).parent / "loopcoder")
+TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 NUM_STEPS = 12
 OPTIONS = [
     "model=debug",
@@ -101,9 +105,52 @@ def pretrain(run_dir: Path, corpus_dir: Path, *options: str) -> Outcome:
     return loopcoder(*pretrain_arguments(run_dir, corpus_dir, *options))
 
 
+def run_in_turn(num_processes: int, *arguments: str | Path, timeout: float = 240) -> Outcome:
+    """Runs by their run.yaml, one after the other in the same `num_processes` (runs_in_turn.py); all must succeed."""
+    line = [TORCHRUN, "--standalone", "--nproc-per-node", str(num_processes), "-m", "tests.integration.runs_in_turn"]
+    line += map(str, arguments)
+    result = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=timeout, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return Outcome(result.returncode, result.stdout, result.stderr)
+
+
+def base_config(folder: Path, corpus_dir: Path, *options: str) -> RunConfig:
+    """The configuration of the small run on one process, as the command composes it."""
+    outcome = pretrain(folder / "base", corpus_dir, "launch.start_workers=false", *options)
+    assert outcome.code == 0, outcome.stderr
+    return read_run_config(folder / "base" / "run.yaml")
+
+
+def write_config(config: RunConfig, run_dir: Path, **changes: object) -> Path:
+    """`config` with `changes` as the run.yaml of `run_dir`; returns the file."""
+    run_dir.mkdir(exist_ok=True)
+    write_run_config(dataclasses.replace(config, run_dir=str(run_dir), **changes), run_dir / "run.yaml")
+    return run_dir / "run.yaml"
+
+
 def losses(run_dir: Path) -> dict[int, float]:
     """Training loss of every step; the last attempt wins."""
     return {record["step"]: record["loss"] for record in read_metrics(run_dir / METRICS_FILE, ["train"])}
+
+
+def supervised_tokens(run_dir: Path) -> dict[int, int]:
+    """Tokens with a label up to every step: another token stream would have others."""
+    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
+
+
+def logged_steps(run_dir: Path) -> list[int]:
+    """Steps in the record so far, of all attempts, while the run may still be writing."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
+
+
+def workers_of(pid: int) -> list[int]:
+    """Processes that a launcher has started."""
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listing.stdout.split()]
 
 
 def assert_one_line_error(outcome: Outcome, *said: str) -> None:

@@ -1,28 +1,29 @@
 """Kill -9 at any moment, then the same command: the same losses bit for bit; another layout: the same tokens."""
 
-import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
+from loopcoder_train.training.metrics import METRICS_FILE
 from tests.integration.conftest import (
     NUM_STEPS,
+    TORCHRUN,
     command,
     environment,
+    logged_steps,
     losses,
     pretrain,
     pretrain_arguments,
+    supervised_tokens,
+    workers_of,
 )
 
-TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 TWO = "parallel.world_size=2"
 
 
@@ -35,15 +36,13 @@ def straight(tmp_path_factory, corpus):
     return run_dir
 
 
-def supervised_tokens(run_dir) -> dict[int, int]:
-    """Tokens with a label up to every step: another token stream would have others."""
-    return {r["step"]: r["supervised_tokens"] for r in read_metrics(run_dir / METRICS_FILE, ["train"])}
+def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> str:
+    """Start the run and, `delay` seconds after a step was logged, SIGKILL its launcher or one of its workers.
 
-
-def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str) -> None:
-    """Start the run and, `delay` seconds after a step was logged, SIGKILL its launcher or one of its workers."""
+    Returns what the launcher said.
+    """
     line = command(*pretrain_arguments(run_dir, corpus, TWO))
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment(), text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and max(logged_steps(run_dir), default=0) < after_step:
         time.sleep(0.005)
@@ -51,26 +50,22 @@ def start_and_kill(run_dir, corpus, *, after_step: int, delay: float, whom: str)
     victims = [process.pid] if whom == "launcher" else workers_of(process.pid)[:1]
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
-    assert process.wait(timeout=60) != 0
-
-
-def logged_steps(run_dir) -> list[int]:
-    path = run_dir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}") and '"kind":"train"' in line]
-
-
-def workers_of(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in listing.stdout.split()]
+    return process.communicate(timeout=60)[1]
 
 
 @pytest.mark.parametrize(("after_step", "whom"), [(2, "launcher"), (5, "worker"), (8, "launcher")])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, corpus, straight, after_step, whom):
     run_dir = tmp_path / "run"
     delay = random.Random(after_step).uniform(0, 0.3)
-    start_and_kill(run_dir, corpus, after_step=after_step, delay=delay, whom=whom)
-    assert max(logged_steps(run_dir)) < NUM_STEPS, "the run ended before it was killed"
+    for _ in range(3):  # on a busy machine the run may be at its end before this process gets to kill it
+        said = start_and_kill(run_dir, corpus, after_step=after_step, delay=delay, whom=whom)
+        if max(logged_steps(run_dir)) < NUM_STEPS:
+            break
+        shutil.rmtree(run_dir)
+    assert run_dir.exists(), "the run ended before it was killed"
+    if whom == "worker":
+        last = max(logged_steps(run_dir))
+        assert re.match(rf"loopcoder: error: rank \d was killed by SIGKILL.*, after step {last} of {NUM_STEPS}; ", said)
     outcome = pretrain(run_dir, corpus, TWO)
     assert outcome.code == 0, outcome.stderr + outcome.stdout
     assert losses(run_dir) == losses(straight)

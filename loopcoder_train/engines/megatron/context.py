@@ -13,7 +13,7 @@ local branch   the window reaches at most `window_left` rows into the chunk befo
 Every rank knows whole rows of document ids, so documents may be cut anywhere.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, distributed
@@ -29,7 +29,7 @@ def chunks_of(rank: int, ranks: int) -> tuple[int, ...]:
     return (0,) if ranks == 1 else (rank, 2 * ranks - 1 - rank)
 
 
-class RowSplit:
+class ZigZag:
     """Cuts whole rows into this rank's part, and puts the parts together again. Trivial on one rank."""
 
     def __init__(self, group: ProcessGroup):
@@ -50,43 +50,62 @@ class RowSplit:
         return [(chunk * size, (chunk + 1) * size) for chunk in self.chunks]
 
     def gather(self, part: Tensor, dim: int = 1) -> Tensor:
-        """Whole rows on every rank from every rank's part; gradients are summed and scattered back."""
-        if self.ranks == 1:
-            return part
-        return _GatherRows.apply(part.movedim(dim, 0), self).movedim(0, dim)
+        """Whole rows, contiguous, on every rank from every rank's part; gradients are summed and scattered back."""
+        return part if self.ranks == 1 else _GatherRows.apply(part, self, dim)
 
-    def in_order(self, gathered: Tensor) -> Tensor:
-        """[C, n, ...] parts by rank -> [S, ...]."""
+    def in_order(self, gathered: Tensor, dim: int) -> Tensor:
+        """Parts by rank, stacked in front [C, ...], -> whole rows."""
         pieces = [None] * self.num_chunks
         for rank, part in enumerate(gathered):
-            for chunk, piece in zip(chunks_of(rank, self.ranks), part.chunk(2), strict=True):
+            for chunk, piece in zip(chunks_of(rank, self.ranks), part.chunk(2, dim), strict=True):
                 pieces[chunk] = piece
-        return torch.cat(pieces)
+        return torch.cat(pieces, dim)
 
-    def by_rank(self, whole: Tensor) -> Tensor:
-        """[S, ...] -> [C, n, ...], the inverse of :meth:`in_order`."""
-        pieces = whole.chunk(self.num_chunks)
-        return torch.stack(
-            [torch.cat([pieces[chunk] for chunk in chunks_of(rank, self.ranks)]) for rank in range(self.ranks)]
-        )
+    def by_rank(self, whole: Tensor, dim: int) -> Tensor:
+        """Whole rows -> parts by rank [C, ...], the inverse of :meth:`in_order`."""
+        pieces = whole.chunk(self.num_chunks, dim)
+        size = pieces[0].shape[dim]
+        shape = list(whole.shape)
+        shape[dim] = 2 * size
+        parts = whole.new_empty((self.ranks, *shape))
+        for rank, part in enumerate(parts):
+            for place, chunk in enumerate(chunks_of(rank, self.ranks)):
+                part.narrow(dim, place * size, size).copy_(pieces[chunk])
+        return parts
 
 
 class _GatherRows(torch.autograd.Function):
-    """[n, ...] -> [S, ...]: all-gather forward, reduce-scatter backward."""
+    """This rank's part of the rows -> whole rows: all-gather forward, reduce-scatter backward."""
 
     @staticmethod
-    def forward(ctx, part: Tensor, split: RowSplit) -> Tensor:
-        ctx.split = split
-        gathered = part.new_empty((split.ranks, *part.shape))
-        distributed.all_gather_into_tensor(gathered, part.contiguous()[None], group=split.group)
-        return split.in_order(gathered)
+    def forward(ctx, part: Tensor, zigzag: ZigZag, dim: int) -> Tensor:
+        ctx.zigzag, ctx.dim = zigzag, dim
+        gathered = part.new_empty((zigzag.ranks, *part.shape))
+        distributed.all_gather_into_tensor(gathered, part.contiguous()[None], group=zigzag.group)
+        return zigzag.in_order(gathered, dim)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        parts = ctx.split.by_rank(gradient)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        parts = ctx.zigzag.by_rank(gradient, ctx.dim)
         own = torch.empty_like(parts[0])
-        distributed.reduce_scatter_tensor(own, parts.flatten(0, 1), group=ctx.split.group)
-        return own, None
+        distributed.reduce_scatter_tensor(own[None], parts, group=ctx.zigzag.group)
+        return own, None, None
+
+
+class _Prefixes(torch.autograd.Function):
+    """The first `stop` rows of `whole` [B, S, ...] for every stop; their gradients meet in one buffer."""
+
+    @staticmethod
+    def forward(ctx, whole: Tensor, *stops: int) -> tuple[Tensor, ...]:
+        ctx.shape = whole.shape
+        return tuple(whole[:, :stop] for stop in stops)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = gradients[0].new_zeros(ctx.shape)
+        for gradient in gradients:
+            total[:, : gradient.shape[1]] += gradient
+        return total, *(None for _ in gradients)
 
 
 def halo_rows(window_left: int, first: int) -> int:
@@ -146,55 +165,56 @@ class SplitRows:
     :meth:`with_halo` made it: [halo, lower chunk, halo, upper chunk], the first halo missing on rank 0.
     """
 
-    def __init__(self, kernels: AttentionKernels, documents: Documents, window_left: int, split: RowSplit):
-        self.kernels, self.documents, self.window_left, self.split = kernels, documents, window_left, split
-        self._chunks = split.starts(documents.sequence_length)
+    def __init__(self, kernels: AttentionKernels, documents: Documents, window_left: int, zigzag: ZigZag):
+        self.kernels, self.documents, self.window_left, self.zigzag = kernels, documents, window_left, zigzag
+        self._chunks = zigzag.starts(documents.sequence_length)
         self._halos = [halo_rows(window_left, first) for first, _ in self._chunks]
 
     def gathered(self, own: SharedKV) -> SharedKV:
         """Whole rows of keys and values [B, S, G, D] from this rank's [B, n, G, D]."""
-        together = self.split.gather(torch.stack([own.key, own.value]), dim=2)
+        together = self.zigzag.gather(torch.stack([own.key, own.value]), dim=2)
         return SharedKV(together[0], together[1])
 
     def with_halo(self, own: SharedKV) -> SharedKV:
         """This rank's keys and values, each chunk behind the rows of the chunk before that its window reaches."""
         if self.window_left == 0:
             return own
-        together = torch.stack([own.key, own.value])  # [2, B, n, G, D]: one message for both
-        low, high = together.chunk(2, dim=2)
-        assert low.shape[2] >= self.window_left, "a window reaches beyond the chunk before"
-        tails = (chunk[:, :, chunk.shape[2] - self.window_left :] for chunk in (low, high))
-        halos = _Halo.apply(*tails, self.split.group)
+        chunks = [x.chunk(2, dim=1) for x in (own.key, own.value)]
+        assert chunks[0][0].shape[1] >= self.window_left, "a window reaches beyond the chunk before"
+        tails = [torch.stack([x[which][:, -self.window_left :] for x in chunks]) for which in (0, 1)]
         low_halo, high_halo = (
-            halo[:, :, self.window_left - rows :] for halo, rows in zip(halos, self._halos, strict=True)
+            halo[:, :, self.window_left - rows :]
+            for halo, rows in zip(_Halo.apply(*tails, self.zigzag.group), self._halos, strict=True)
         )
-        together = torch.cat([low_halo, low, high_halo, high], dim=2)
-        return SharedKV(together[0], together[1])
+        return SharedKV(
+            *(
+                torch.cat([low_halo[which], low, high_halo[which], high], dim=1)
+                for which, (low, high) in enumerate(chunks)
+            )
+        )
 
     def global_attention(self, query: Tensor, shared: SharedKV) -> Tensor:
         """Every chunk against all rows up to its end: [B, n, H, D]."""
-        return self._by_chunk(query, [(shared, 0, stop) for _, stop in self._chunks], None)
+        stops = [stop for _, stop in self._chunks]
+        seen = zip(_Prefixes.apply(shared.key, *stops), _Prefixes.apply(shared.value, *stops), stops, strict=True)
+        outputs = [
+            self.kernels.global_attention(part, key, value, self._span(0, stop))
+            for part, (key, value, stop) in zip(query.chunk(len(stops), dim=1), seen, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
 
     def local_attention(self, query: Tensor, own: SharedKV) -> Tensor:
         """Every chunk against itself and its halo: [B, n, H, D]."""
         size = self._chunks[0][1] - self._chunks[0][0]
         lengths = [halo + size for halo in self._halos]
-        parts = zip(own.key.split(lengths, dim=1), own.value.split(lengths, dim=1), strict=True)
-        spans = zip(parts, self._chunks, self._halos, strict=True)
-        return self._by_chunk(
-            query,
-            [(SharedKV(key, value), first - halo, stop) for (key, value), (first, stop), halo in spans],
-            self.window_left,
-        )
-
-    def _by_chunk(self, query: Tensor, spans: Sequence[tuple[SharedKV, int, int]], window_left: int | None) -> Tensor:
-        """Each chunk of queries against the keys of its span of rows [first, stop)."""
-        outputs = []
-        for part, (seen, first, stop) in zip(query.chunk(len(spans), dim=1), spans, strict=True):
-            key, value = (x[:, : stop - first] for x in (seen.key, seen.value))
-            documents = self.documents.cached(("span", first, stop), lambda a=first, b=stop: self.documents.span(a, b))
-            if window_left is None:
-                outputs.append(self.kernels.global_attention(part, key, value, documents))
-            else:
-                outputs.append(self.kernels.local_attention(part, key, value, documents, window_left))
+        spans = [self._span(first - halo, stop) for (first, stop), halo in zip(self._chunks, self._halos, strict=True)]
+        seen = zip(own.key.split(lengths, dim=1), own.value.split(lengths, dim=1), spans, strict=True)
+        outputs = [
+            self.kernels.local_attention(part, key, value, documents, self.window_left)
+            for part, (key, value, documents) in zip(query.chunk(len(lengths), dim=1), seen, strict=True)
+        ]
         return torch.cat(outputs, dim=1)
+
+    def _span(self, first: int, stop: int) -> Documents:
+        """The documents of rows [first, stop), the same object for all layers and loops."""
+        return self.documents.cached(("span", first, stop), partial(self.documents.span, first, stop))

@@ -8,19 +8,18 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, distributed
 
 from loopcoder_train.config import RunConfig
 from loopcoder_train.engines.engine import MicroBatch, StepResult
 from loopcoder_train.engines.megatron import measure, setup
-from loopcoder_train.engines.megatron.loops import AllLoops, SingleStage
+from loopcoder_train.engines.megatron.loops import Loops, SingleStage
 from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer
 from loopcoder_train.engines.megatron.parameters import fill, stage_layout
-from loopcoder_train.engines.megatron.pipeline import LoopChunk, LoopPipeline
+from loopcoder_train.engines.megatron.pipeline import LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised
@@ -31,8 +30,8 @@ class MegatronEngine:
     """See :class:`~loopcoder_train.engines.engine.Engine`.
 
     The caller has initialised torch.distributed (gloo or NCCL) with `config.parallel.world_size` processes and chosen
-    `device`. One engine at a time lives in a process; :meth:`close` ends it. Written for CUDA as well as for the CPU,
-    run on CPUs only so far.
+    `device`. One engine at a time lives in a process; :meth:`close` ends it, and an exception inside a step makes it
+    useless. Written for CUDA as well as for the CPU, run on CPUs only so far.
     """
 
     def __init__(self, config: RunConfig, device: torch.device):
@@ -48,7 +47,7 @@ class MegatronEngine:
         self._ddp = DistributedDataParallel(self._megatron_config, setup.ddp_config(config.parallel), self.stage)
         self._optimizer = build_optimizer(config, self._ddp, self._layout)
         self._state = OptimizerState(self._optimizer, self._layout, self.mesh)
-        self._loops = SingleStage(self.stage) if self.mesh.num_stages == 1 else LoopPipeline(self.stage)
+        self._loops: Loops = SingleStage(self.stage) if self.mesh.num_stages == 1 else LoopPipeline(self.stage)
         # Overlapped reduction with loops as chunks: DDP counts, in the first step, how often each gradient arrives in
         # the chunks' last backward passes, and later reduces a bucket when all have arrived as often: in loop 1's.
         self._megatron_config.no_sync_func = self._ddp.no_sync
@@ -67,16 +66,7 @@ class MegatronEngine:
         """Loss (nats per supervised token of the global batch) and that number of tokens; gradients stay in place."""
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-        self._loops.begin()
-        reports = self._schedule()(
-            forward_step_func=self._forward_step,
-            data_iterator=self._loops.data([self._on_device(batch) for batch in micro_batches]),
-            model=self._loops.model,
-            num_microbatches=len(micro_batches),
-            seq_length=micro_batches[0].input_ids.shape[1],
-            micro_batch_size=micro_batches[0].input_ids.shape[0],
-            forward_only=False,
-        )
+        reports = self._loops.run([self._on_device(batch) for batch in micro_batches], self._forward_step)
         # The last stage has seen the losses of its rows: sum over everybody who has seen some, tell the rest.
         total = torch.stack(reports).sum(dim=0) if reports else torch.zeros(2, dtype=torch.float64, device=self.device)
         for group in (self.mesh.replicas, self.mesh.pipeline):
@@ -84,21 +74,14 @@ class MegatronEngine:
         loss_sum, tokens = total.tolist()
         return loss_sum / max(tokens, 1), int(tokens)
 
-    def _schedule(self):
-        """Megatron's schedule: accumulation on one stage, 1F1B for R = 1, interleaved 1F1B otherwise."""
-        chunks = self._megatron_config.virtual_pipeline_model_parallel_size
-        return get_forward_backward_func(pp_size=self.mesh.num_stages, vp_size=chunks)
-
-    def _forward_step(
-        self, batches: Iterator[tuple[int, MicroBatch]], model: AllLoops | LoopChunk
-    ) -> tuple[Tensor, partial]:
+    def _forward_step(self, batches: Iterator[tuple[int, MicroBatch]], model: MegatronModule) -> tuple[Tensor, partial]:
         """Megatron's forward step: the model's output, and the function that turns it into a loss."""
         number, batch = next(batches)
         return model(number, batch), partial(self._loss, batch.labels)
 
     def _loss(self, labels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this rank's rows: loss sum to differentiate, supervised tokens, and both as a report (fp64 [2])."""
-        labels = self.stage.row_split.cut(labels)
+        labels = self.stage.zigzag.cut(labels)
         losses = self.stage.token_losses(hidden, labels)
         tokens = count_supervised(labels)
         report = torch.stack([losses.detach().double().sum(), tokens.double()])
@@ -156,7 +139,7 @@ class MegatronEngine:
 
     def close(self) -> None:
         """Forget Megatron's process groups; torch.distributed stays the caller's."""
-        parallel_state.destroy_model_parallel()
+        setup.leave_process_groups()
 
     def _initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return initial_value(name.removeprefix(MODEL_PREFIX), shape, self.config.model, self.config.seed)

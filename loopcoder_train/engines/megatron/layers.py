@@ -157,11 +157,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(model.hidden_size, model.rms_norm_eps, config)
         self.mlp = SwiGLU(model, config, group, recompute)
 
-    def forward(self, x: Tensor, shared: SharedKV | None, step: LoopStep) -> tuple[Tensor, SharedKV]:
-        """[S_local, B, d] -> [S_local, B, d], and this visit's own keys and values."""
-        if not (self.recompute_layer and torch.is_grad_enabled()):
-            return self._visit(x, shared, step)
-        x, own = recomputed(self._visit, x, shared, step)
+    def forward(self, x: Tensor, shared: SharedKV | None, step: LoopStep) -> tuple[Tensor, SharedKV | None]:
+        """[S_local, B, d] -> [S_local, B, d], and the keys and values of a visit with full attention.
+
+        A later loop's own are read by nobody: they are let go.
+        """
+        recompute = self.recompute_layer and torch.is_grad_enabled()
+        x, own = recomputed(self._visit, x, shared, step) if recompute else self._visit(x, shared, step)
+        if shared is not None:
+            return x, None
+        if not recompute:
+            return x, own
         # Copies: as views, K1 and V1 would keep the fused q, k, v alive (7B: 13312 numbers per token instead of 2048).
         return x, SharedKV(own.key.contiguous(), own.value.contiguous())
 

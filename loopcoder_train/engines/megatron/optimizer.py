@@ -78,7 +78,8 @@ class OptimizerState:
         (self._megatron,) = optimizer.chained_optimizers  # dense parameters only: one optimizer
         self._adam: torch.optim.Optimizer = self._megatron.optimizer
         self._layout, self._replica, self._tensor_rank = layout, mesh.replicas.rank(), mesh.tensor.rank()
-        self._saved_by = evenly({parameter: parameter.numel() for parameter in layout}, mesh.replicas.size())
+        sizes = {parameter: 0 if place.is_copy else parameter.numel() for parameter, place in layout.items()}
+        self._saved_by = evenly(sizes, mesh.replicas.size())
         self._sharded = isinstance(self._megatron, DistributedOptimizer)
         self._mains = list(self._main_tensors())
 

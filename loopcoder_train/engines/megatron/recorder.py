@@ -7,7 +7,6 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, 
 from torch import Tensor, distributed
 
 from loopcoder_train.config import LoopKind
-from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.stage import Stage
 from loopcoder_train.engines.telemetry import LoopRecorder
 
@@ -29,7 +28,7 @@ class GatheringRecorder(LoopRecorder):
     def gate(self, loop_number: int, layer_index: int, gate: Tensor) -> None:
         """Keep the gates of all heads and rows."""
         gate = gather_from_tensor_model_parallel_region(gate, group=self._stage.mesh.tensor)
-        super().gate(loop_number, layer_index, self._stage.row_split.gather(gate))
+        super().gate(loop_number, layer_index, self._stage.zigzag.gather(gate))
 
     def loop_output(self, loop_number: int, hidden: Tensor) -> None:
         """Keep the whole h(r)."""
@@ -41,43 +40,41 @@ class GatheringRecorder(LoopRecorder):
         mesh = self._stage.mesh
         if mesh.sequence_parallel:
             states = gather_from_sequence_parallel_region(states, group=mesh.tensor)
-        return self._stage.row_split.gather(states, dim=0).transpose(0, 1)
+        return self._stage.zigzag.gather(states, dim=0).transpose(0, 1)
 
 
-def recorded(records: Sequence[LoopRecorder], stage: Stage, shape: tuple[int, int]) -> LoopRecorder:
-    """The records of all microbatches and stages as one, over rows of `shape` (B, S). States on the last stage only."""
-    mesh, model, (rows, length) = stage.mesh, stage.model, shape
+def recorded(records: Sequence[LoopRecorder], stage: Stage, shape: tuple[int, int]) -> LoopRecorder | None:
+    """The records of all microbatches and stages as one, over rows of `shape` (B, S); None but on the last stage."""
+    model, (rows, length) = stage.model, shape
 
     def whole(parts: list[Tensor | None]) -> Tensor | None:
         return None if parts[0] is None else torch.cat(parts)[:rows, :length]
 
     def told(parts: list[Tensor | None], width: int, source: int) -> Tensor:
-        return on_every_stage(whole(parts), (rows, length, width), source, mesh, stage.config.params_dtype)
+        return from_stage(whole(parts), (rows, length, width), source, stage, stage.config.params_dtype)
 
     result = LoopRecorder()
     result.embedding = told([record.embedding for record in records], model.hidden_size, 0)
     for number in range(2, model.num_loops + 1):
         result.previous[number] = told([record.previous.get(number) for record in records], model.hidden_size, 0)
-    if model.loop_kind is LoopKind.parallel:
-        for number in range(2, model.num_loops + 1):
-            for layer, source in enumerate(stage.stage_of_layer):
-                gates = [record.gates.get((number, layer)) for record in records]
-                result.gates[number, layer] = told(gates, model.num_attention_heads, source)
-    if mesh.is_last_stage:
-        states = zip(*(record.states for record in records), strict=True)
-        result.states = [whole(list(parts)) for parts in states]
+        for layer, source in enumerate(stage.stage_of_layer if model.loop_kind is LoopKind.parallel else ()):
+            gates = [record.gates.get((number, layer)) for record in records]
+            result.gates[number, layer] = told(gates, model.num_attention_heads, source)
+    if not stage.mesh.is_last_stage:
+        return None
+    states = zip(*(record.states for record in records), strict=True)
+    result.states = [whole(list(parts)) for parts in states]
     return result
 
 
-def on_every_stage(
-    tensor: Tensor | None, shape: tuple[int, ...], source: int, mesh: Mesh, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """What stage `source` has, of a known shape and dtype, on every stage of this pipeline."""
+def from_stage(tensor: Tensor | None, shape: tuple[int, ...], source: int, stage: Stage, dtype: torch.dtype) -> Tensor:
+    """What pipeline stage `source` has, of a known shape and dtype, on every stage."""
+    mesh = stage.mesh
     if mesh.num_stages == 1:
         return tensor
     if mesh.stage_index == source:
         result = tensor.to(dtype).contiguous()
     else:
-        result = torch.empty(shape, dtype=dtype, device=torch.cuda.current_device())
+        result = torch.empty(shape, dtype=dtype, device=stage.device)
     distributed.broadcast(result, src=distributed.get_global_rank(mesh.pipeline, source), group=mesh.pipeline)
     return result

@@ -5,6 +5,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import distributed
 
 from loopcoder_train.config import ParallelConfig, Precision, RunConfig
 from loopcoder_train.runtime.distributed import TIMEOUT_SECONDS
@@ -29,7 +30,7 @@ def initialize_process_groups(parallel: ParallelConfig) -> None:
         )
         if present == sizes:
             return
-        parallel_state.destroy_model_parallel()
+        leave_process_groups()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=sizes[0],
         pipeline_model_parallel_size=sizes[1],
@@ -37,6 +38,17 @@ def initialize_process_groups(parallel: ParallelConfig) -> None:
         create_gloo_process_groups=False,
         distributed_timeout_minutes=round(TIMEOUT_SECONDS / 60),
     )
+
+
+def leave_process_groups() -> None:
+    """End Megatron's groups; torch.distributed stays the caller's.
+
+    Megatron only forgets them: each gloo group would leave its threads behind, which poll.
+    """
+    for group in parallel_state._global_process_group_list or ():
+        if group is not None:  # the list begins with one
+            distributed.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
@@ -83,10 +95,7 @@ def virtual_stages(config: RunConfig) -> int | None:
 
 
 def refuse_silent_mistakes(config: TransformerConfig) -> None:
-    """AssertionError for settings with which Megatron 0.16 trains something else without a word.
-
-    tests/distributed shows what each does to the gradients.
-    """
+    """AssertionError for settings with which Megatron 0.16 trains something else without a word."""
     interleaved = config.virtual_pipeline_model_parallel_size is not None
     assert not config.deallocate_pipeline_outputs, (
         "deallocate_pipeline_outputs frees what is still being sent (gloo): wrong loss or NaN; leave it off"

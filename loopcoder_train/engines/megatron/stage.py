@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from loopcoder_train.config import LoopKind, RunConfig
-from loopcoder_train.engines.megatron.context import RowSplit, SplitRows
+from loopcoder_train.engines.megatron.context import SplitRows, ZigZag
 from loopcoder_train.engines.megatron.layers import Layer, column_parallel
 from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.norm import Norm, mark_split
@@ -55,8 +55,8 @@ class Stage(MegatronModule):
         self.model, self.mesh, self.device = run.model, mesh, device
         model, recompute, group = run.model, run.training.activation_checkpointing, mesh.tensor
         self.kernels = choose_kernels(run.kernels, device, config.params_dtype)
-        self.sequence_parts = run.parallel.sequence_parts  # a batch's S must be a multiple
-        self.row_split = RowSplit(mesh.context)
+        self._sequence_parts = run.parallel.sequence_parts
+        self.zigzag = ZigZag(mesh.context)
         self.seams = None if mesh.rows is None else Seams(mesh)
         with device:
             if mesh.is_first_stage:
@@ -102,26 +102,33 @@ class Stage(MegatronModule):
         """This stage's embedding or its copy; Megatron asks on the first and the last stage."""
         return self.embed_tokens.weight if self.mesh.is_first_stage else self.lm_head.weight
 
+    def padded_length(self, length: int) -> int:
+        """The shortest row of at least `length` tokens that this layout can split: parts alike, no window beyond one
+        chunk."""
+        needed = self.zigzag.num_chunks * self.model.window_left if self.zigzag.ranks > 1 else 0
+        parts = self._sequence_parts
+        return -(-max(length, needed) // parts) * parts
+
     def geometry(self, input_ids: Tensor, document_ids: Tensor | None) -> BatchGeometry:
         """Documents, RoPE tables and local document starts of a batch of whole rows [B, S].
 
         S is a multiple of what this rank's rows are split into.
         """
         documents = Documents.of(input_ids, document_ids)
-        split, model = self.row_split, self.model
-        rope = rope_tables(split.cut(documents.positions), model.head_dim, model.rope_theta)
-        if split.ranks == 1:
+        zigzag, model = self.zigzag, self.model
+        rope = rope_tables(zigzag.cut(documents.positions), model.head_dim, model.rope_theta)
+        if zigzag.ranks == 1:
             attend = WholeRows(self.kernels, documents, model.window_left)
         else:
-            attend = SplitRows(self.kernels, documents, model.window_left, split)
-        starts = split.cut(documents.starts).transpose(0, 1)
+            attend = SplitRows(self.kernels, documents, model.window_left, zigzag)
+        starts = zigzag.cut(documents.starts).transpose(0, 1)
         if self.config.sequence_parallel:
             starts = starts.chunk(self.mesh.row_parts)[self.mesh.tensor.rank()]
         return BatchGeometry(rope, attend, starts)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """E of this rank's rows, [S_local, B, d], from whole rows of ids [B, S]."""
-        embedding = self.embed_tokens(self.row_split.cut(input_ids))
+        embedding = self.embed_tokens(self.zigzag.cut(input_ids))
         return embedding if self.config.sequence_parallel else embedding.transpose(0, 1).contiguous()
 
     def between_loops(self, hidden: Tensor) -> Tensor:
@@ -158,11 +165,12 @@ class Stage(MegatronModule):
         shared: Sequence[SharedKV | None],
         geometry: BatchGeometry,
         observer: Observer,
-    ) -> tuple[Tensor, list[SharedKV]]:
+    ) -> tuple[Tensor, list[SharedKV | None]]:
         """This rank's layers once: [S_local, B, d] -> [S_local, B, d], and the keys and values of every layer.
 
         Args:
-            shared: per layer, loop 1's keys and values; None for full attention over the loop's own.
+            shared: per layer, loop 1's keys and values; None for full attention over the loop's own, which are
+                returned then.
         """
         step = LoopStep(loop_number, geometry.rope, geometry.attend, observer)
         own = []

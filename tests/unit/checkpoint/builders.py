@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loopcoder_train.checkpoint import Checkpoint, Ranks, SaveReport, save_checkpoint, take_snapshot, write_snapshot
+from loopcoder_train.checkpoint import (
+    AsyncSaver,
+    Checkpoint,
+    Ranks,
+    SaveReport,
+    save_checkpoint,
+    take_snapshot,
+    write_snapshot,
+)
 from loopcoder_train.checkpoint.layout import COMMIT, MANIFEST
 from loopcoder_train.model.state import TensorShard, flat_range_boxes, whole
 
@@ -107,6 +115,14 @@ def save_step(run_dir: Path, step: int, *, keep_last: int = 3, keep_every_steps:
         keep_last=keep_last,
         keep_every_steps=keep_every_steps,
     )
+
+
+def save_step_in_a_thread(run_dir: Path, step: int, *, keep_last: int = 3) -> SaveReport:
+    """`save_step` by an asynchronous saver."""
+    saver = AsyncSaver(run_dir, Ranks.alone(), keep_last=keep_last, keep_every_steps=None)
+    shards = [whole(name, tensor) for name, tensor in tensors_of(step).items()]
+    saver.start(step, shards, {"step": step, "loss": 0.1 + step}, rank_state={"rng": [step]})
+    return saver.result()
 
 
 def assert_holds(checkpoint: Checkpoint | None, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from datetime import timedelta
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from loopcoder_train.checkpoint import Ranks, SaveFailed, find_checkpoint, save_checkpoint
+from loopcoder_train.checkpoint import AsyncSaver, Ranks, SaveFailed, find_checkpoint, save_checkpoint
 from loopcoder_train.checkpoint import save as save_module
 from loopcoder_train.model.state import TensorShard, whole
 
@@ -58,7 +59,33 @@ def _cases(rank, run_dir):
     outcomes["fell back to"], outcomes["rejected"] = found.checkpoint.step, found.rejected
     if rank == 0:
         outcomes["alone"] = find_checkpoint(run_dir, ranks=Ranks.alone()).checkpoint.step
+    outcomes["in a thread"] = _save_in_a_thread(run_dir, tensor, rank)
     return outcomes
+
+
+def _save_in_a_thread(run_dir, tensor, rank):
+    """The main threads sum over the job's group while the saving threads talk over theirs, in another order."""
+    write = save_module.write_tensors
+
+    def slow_write(path, tensors):
+        time.sleep(0.3 if rank == 1 else 0.0)
+        return write(path, tensors)
+
+    save_module.write_tensors = slow_write
+    saver = AsyncSaver(run_dir, Ranks.for_a_thread(), keep_last=2, keep_every_steps=None)
+    saver.start(5, [_row_shard(tensor, rank)], {"step": 5})
+    sums_during_the_save, ended = 0, torch.zeros(1)
+    while not ended:
+        tensor += 1
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        assert total == 2
+        ended.fill_(saver.done())
+        dist.all_reduce(ended, op=dist.ReduceOp.MIN)
+        sums_during_the_save += 1
+    saver.result()
+    saved = find_checkpoint(run_dir).checkpoint
+    return saved.step, saved.read_tensor("w").flatten().tolist(), sums_during_the_save
 
 
 def _process(rank, folder):
@@ -85,3 +112,5 @@ def test_two_processes(tmp_path):
         assert outcomes["fell back to"] == 1 and len(outcomes["rejected"]) == 1
         assert "tensors-00001-of-00002.safetensors" in outcomes["rejected"][0]
     assert first["alone"] == 1
+    for step, values, sums_during_the_save in (first["in a thread"], second["in a thread"]):
+        assert step == 5 and values == list(range(12)) and sums_during_the_save > 10

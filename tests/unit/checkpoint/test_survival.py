@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from loopcoder_train.checkpoint import Checkpoint, SaveFailed, checkpoints_of, find_checkpoint
-from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step
+from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step, save_step_in_a_thread
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree")
 
@@ -42,7 +42,7 @@ def in_child(action):
     return os.waitpid(pid, 0)[1]
 
 
-def save_killed_at(run_dir, step, event_number):
+def save_killed_at(run_dir, step, event_number, save=save_step):
     """Save in a child that SIGKILLs itself at the n-th file operation; whether it was killed before the end."""
 
     def action():
@@ -56,13 +56,17 @@ def save_killed_at(run_dir, step, event_number):
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
-        save_step(run_dir, step, keep_last=2)
+        save(run_dir, step, keep_last=2)
 
     return os.WIFSIGNALED(in_child(action))
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["next step", "same step again"])
-def test_sigkill_at_every_file_operation_of_a_save(memory_path, again):
+@pytest.mark.parametrize(
+    ("again", "save"),
+    [(False, save_step), (True, save_step), (False, save_step_in_a_thread)],
+    ids=["next step", "same step again", "next step, asynchronous"],
+)
+def test_sigkill_at_every_file_operation_of_a_save(memory_path, again, save):
     """Not random moments but all of them: before every open, rename, removal that a save does."""
     event_number, committed_late = 0, 0
     while True:
@@ -71,7 +75,7 @@ def test_sigkill_at_every_file_operation_of_a_save(memory_path, again):
         save_step(run_dir, 1)
         save_step(run_dir, 2)
         step = 2 if again else 3
-        killed = save_killed_at(run_dir, step, event_number)
+        killed = save_killed_at(run_dir, step, event_number, save)
         found = find_checkpoint(run_dir)
         assert found.checkpoint.step in (2, step) and not found.damaged, (event_number, found)
         assert_holds(found.checkpoint, found.checkpoint.step)

@@ -54,7 +54,7 @@ def started(monkeypatch):
 
     runs = Started()
 
-    def run_workers(run_yaml, nproc, max_restarts, log_dir, *, threads_per_worker=None):
+    def run_workers(run_yaml, nproc, max_restarts, log_dir, *, threads_per_worker=None, progress=None):
         config = read_run_config(run_yaml)
         assert nproc == config.parallel.world_size
         assert log_dir == run_yaml.parent / "logs"

@@ -1,5 +1,6 @@
 """Resuming, starting over, sweeps: which folder, which run.yaml, which exit code."""
 
+import json
 import os
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def test_exit_code_of_the_workers_is_carried_through(workplace, started, loopcod
     for code in (1, 2, 130, 143):
         started.codes = [code]
         assert loopcoder("pretrain", *QUICK)[0] == code
+
+
+def test_how_far_a_failed_attempt_came(workplace, loopcoder, monkeypatch):
+    told = []
+
+    def run_workers(run_yaml, *_, progress, **__):
+        told.append(progress(0.0))
+        for step in (1, 2):
+            with (run_yaml.parent / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"kind": "train", "step": step, "attempt": 1, "time": 100.0 + step}) + "\n")
+        told.extend([progress(100.0), progress(103.0)])
+        return 1
+
+    monkeypatch.setattr("launch.local.run_workers", run_workers)
+    assert loopcoder("pretrain", *QUICK, "training.num_steps=40")[0] == 1
+    assert told == ["before its first step", "after step 2 of 40", "before its first step"]
 
 
 def test_other_options_are_refused_with_both_values_and_ways_out(workplace, started, loopcoder):
@@ -119,6 +136,51 @@ def test_fresh_sets_the_old_run_aside_and_is_said_once(workplace, started, loopc
 def test_fresh_without_a_run_is_an_ordinary_start(workplace, started, loopcoder):
     assert loopcoder("pretrain", *QUICK, "fresh=true") == (0, "", "")
     assert names_of_runs() == ["quickstart"]
+
+
+def test_source_of_the_weights_is_looked_for_before_workers_start(workplace, started, loopcoder):
+    for source, said in (
+        ("runs/none", "model.init_from=runs/none: no such folder"),
+        ("runs/none@4", "model.init_from=runs/none@4: no such folder"),
+        ("@4", "model.init_from='@4': must be the folder of a run, or FOLDER@STEP"),
+    ):
+        code, _, error = loopcoder("pretrain", *QUICK, f"model.init_from={source}")
+        assert code == 2 and error.count("\n") == 1 and said in error
+    source = workplace / "runs/a=b,c"
+    source.mkdir(parents=True)
+    (source / "checkpoints/step-00000016.tmp-0123").mkdir(parents=True)
+    assert "holds no checkpoint; " in loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c")[2]
+    for step in (4, 12):
+        (source / f"checkpoints/step-{step:08d}").mkdir()
+    code, _, error = loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@8")
+    assert (
+        code == 2
+        and "model.init_from=runs/a=b,c@8: holds no checkpoint of step 8; it has those of steps 4, 12\n" in error
+    )
+    assert started == [] and names_of_runs() == ["a=b,c"]
+    assert loopcoder("pretrain", *QUICK, "model.init_from=runs/a=b,c@12") == (0, "", "")
+    assert started[0].model.init_source == ("runs/a=b,c", 12)
+
+
+def test_a_run_that_resumes_needs_its_source_no_more_but_a_fresh_one_does(workplace, started, loopcoder):
+    source = workplace / "runs/source/checkpoints/step-00000004"
+    source.mkdir(parents=True)
+    words = (*QUICK, "model.init_from=runs/source")
+    assert loopcoder("pretrain", *words)[0] == 0
+    a_checkpoint(workplace)
+    source.rename(workplace / "gone")
+    assert loopcoder("pretrain", *words)[0] == 0
+    code, _, error = loopcoder("pretrain", *words, "fresh=true")
+    assert code == 2 and "holds no checkpoint" in error and "quickstart.old-1" not in names_of_runs()
+    code, _, error = loopcoder("pretrain", *QUICK)
+    assert code == 2 and "model.init_from runs/source -> None" in error and "fresh=true" in error
+
+
+def test_a_run_cannot_start_from_the_folder_that_it_sets_aside(workplace, started, loopcoder):
+    assert loopcoder("pretrain", *QUICK)[0] == 0
+    a_checkpoint(workplace)
+    code, _, error = loopcoder("pretrain", *QUICK, "model.init_from=./runs/quickstart", "fresh=true")
+    assert code == 2 and "is this run's own folder" in error and names_of_runs() == ["quickstart"]
 
 
 def test_locks_are_held_as_needed(workplace, loopcoder, monkeypatch):

@@ -27,8 +27,9 @@ def test_every_option_is_classified_exactly_once():
 
 @pytest.mark.parametrize(
     "key",
-    ["seed", "model.num_loops", "model.init_std", "data.text_share", "data.shares.python", "data.sequence_length",
-     "optimizer.peak_lr", "schedule.kind", "training.num_steps", "training.global_batch_size", "training.precision"],
+    ["seed", "model.num_loops", "model.init_std", "model.init_from", "data.text_share", "data.shares.python",
+     "data.sequence_length", "optimizer.peak_lr", "schedule.kind", "training.num_steps",
+     "training.global_batch_size", "training.precision"],
 )  # fmt: skip
 def test_changes_the_result(key):
     assert changes_result(key)
@@ -39,8 +40,8 @@ def test_changes_the_result(key):
     ["run_dir", "fresh", "accept_config_changes", "data.prefetch_steps", "parallel.world_size",
      "parallel.tensor_parallel_size", "kernels.local_attention", "training.micro_batch_size",
      "training.activation_checkpointing", "training.stop_after_step", "training.device", "training.num_threads",
-     "checkpoint.every_steps", "evaluation.every_steps", "telemetry.every_steps", "logging.wandb",
-     "launch.max_restarts"],
+     "checkpoint.every_steps", "checkpoint.asynchronous", "evaluation.every_steps", "telemetry.every_steps",
+     "logging.wandb", "launch.max_restarts"],
 )  # fmt: skip
 def test_may_change(key):
     assert not changes_result(key)

@@ -82,6 +82,7 @@ def test_what_cannot_be_is_refused_with_a_value_that_works(options, said, remedy
     [
         {"pipeline_parallel_size": 4, "num_loops": 1, "global_batch_size": 1},  # plain 1F1B takes any number
         {"pipeline_parallel_size": 14, "global_batch_size": 14},
+        {"context_parallel_size": 4, "window_left": 0},
         {"context_parallel_size": 32, "sequence_length": 4096},  # a window of exactly one chunk
         {"context_parallel_size": 64, "num_loops": 1, "sequence_length": 4096},  # no window at all
     ],

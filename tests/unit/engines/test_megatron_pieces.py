@@ -6,23 +6,11 @@ import pytest
 import torch
 
 from loopcoder_train.engines.megatron import setup
-from loopcoder_train.engines.megatron.context import RowSplit, chunks_of
+from loopcoder_train.engines.megatron.context import ZigZag, chunks_of
 from loopcoder_train.engines.megatron.optimizer import evenly
 from loopcoder_train.engines.megatron.shift import Seams
 from tests.unit.config.test_config_layout import run
-
-
-class Group:
-    """Rank and size of a process group."""
-
-    def __init__(self, rank, size):
-        self._rank, self._size = rank, size
-
-    def rank(self):
-        return self._rank
-
-    def size(self):
-        return self._size
+from tests.unit.engines.played_ranks import Group, check_split_attention
 
 
 def mesh(context_rank, ranks, part, parts):
@@ -41,7 +29,7 @@ def test_every_stretch_knows_which_row_stands_before_it_and_after_it(ranks, part
     whole = torch.arange(length)[None]
     rows, seams = [], []
     for context_rank in range(ranks):
-        own = RowSplit(Group(context_rank, ranks)).cut(whole)[0]
+        own = ZigZag(Group(context_rank, ranks)).cut(whole)[0]
         for part in range(parts):
             rows.append(own.chunk(parts)[part])
             seams.append(Seams(mesh(context_rank, ranks, part, parts)))
@@ -56,12 +44,18 @@ def test_every_stretch_knows_which_row_stands_before_it_and_after_it(ranks, part
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_rows_are_cut_and_put_together_again(ranks):
     whole = torch.arange(2 * ranks * 5 * 3).view(-1, 3)
-    parts = [RowSplit(Group(rank, ranks)).cut(whole, dim=0) for rank in range(ranks)]
-    split = RowSplit(Group(0, ranks))
+    parts = [ZigZag(Group(rank, ranks)).cut(whole, dim=0) for rank in range(ranks)]
+    zigzag = ZigZag(Group(0, ranks))
     if ranks > 1:
-        assert torch.equal(split.in_order(torch.stack(parts)), whole)
-        assert torch.equal(split.by_rank(whole), torch.stack(parts))
-    assert torch.equal(torch.cat([whole[a:b] for a, b in split.starts(len(whole))]), parts[0])
+        assert torch.equal(zigzag.in_order(torch.stack(parts), 0), whole)
+        assert torch.equal(zigzag.by_rank(whole, 0), torch.stack(parts))
+    assert torch.equal(torch.cat([whole[a:b] for a, b in zigzag.starts(len(whole))]), parts[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_both_branches_over_split_rows_equal_whole_rows(ranks, packed):
+    check_split_attention("sdpa", ranks, packed, torch.device("cpu"), torch.float32, tolerance=1e-5)
 
 
 def test_the_split_is_balanced():

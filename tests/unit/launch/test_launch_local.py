@@ -88,6 +88,22 @@ def test_killed_rank_is_named_with_its_signal_and_log(launch, tmp_path):
         assert "rank 1 was killed by SIGKILL" in error and str(tmp_path / "logs/attempt-") in error
 
 
+def test_a_failure_tells_how_far_its_attempt_came(launch):
+    began = []
+
+    def progress(since):
+        began.append(since)
+        return f"after step {len(began)} of 40"
+
+    before = time.time()
+    code, _, error = launch({0: "raise"}, nproc=1, max_restarts=1, progress=progress)
+    first, second = error.splitlines()
+    assert code == 1 and "(RuntimeError: rank 0 is broken), after step 1 of 40; log: " in first
+    assert ", after step 2 of 40; log: " in second and before < began[0] < began[1] < time.time()
+    _, _, error = launch({0: "user error"}, nproc=1, progress=progress)
+    assert error == "loopcoder: error: corpus of rank 0 is damaged\n"
+
+
 def test_exception_is_one_line_and_its_traceback_is_in_the_log(launch, tmp_path):
     code, _, error = launch({0: "wait", 1: "raise"})
     log = tmp_path / "logs/attempt-1/rank-1.stderr"

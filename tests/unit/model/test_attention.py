@@ -1,5 +1,9 @@
 """Every kernel honours window and documents, or refuses."""
 
+import gc
+import weakref
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,6 +116,20 @@ def test_a_span_is_cut_out_of_its_row():
     span = Documents.of(ids, ids).span(2, 5)
     assert span.ids.tolist() == [[0, 1, 2], [5, 5, 5]]
     assert span.starts.long().tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_documents_are_freed_without_the_garbage_collector():
+    """Masks of S x S hang on them; a cycle of references would keep those of many steps."""
+    gc.disable()
+    try:
+        documents = row = Documents.of(torch.zeros(1, 40), (torch.arange(40) // 7)[None])
+        span = documents.cached("span", partial(row.span, 10, 30))
+        span.asked(5), span.additive_mask(3, torch.float32), documents.host_starts()
+        freed = weakref.ref(documents)
+        del documents, row, span
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_positions_and_starts_restart_with_every_document():

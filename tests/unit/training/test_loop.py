@@ -4,9 +4,9 @@ import itertools
 import pytest
 import torch
 
-from loopcoder_train.checkpoint import SaveFailed, find_checkpoint
+from loopcoder_train.checkpoint import find_checkpoint
+from loopcoder_train.checkpoint import save as save_module
 from loopcoder_train.config import CheckpointConfig, UserError
-from loopcoder_train.training import checkpoint_hook
 from loopcoder_train.training.batch import to_micro_batch
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.divergence_hook import DivergenceHook, TrainingDivergedError
@@ -22,6 +22,16 @@ CPU = torch.device("cpu")
 TOKENS_PER_STEP = BATCH * SEQUENCE_LENGTH
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["asynchronous", "synchronous"])
+def asynchronous(request, monkeypatch):
+    """Every test of the loop with both kinds of saves."""
+    monkeypatch.setattr("tests.unit.training.test_loop.ASYNCHRONOUS", request.param)
+    return request.param
+
+
+ASYNCHRONOUS = True
+
+
 def make_run(run_dir, metrics, engine=None, **options) -> Run:
     defaults = {"num_steps": 12, "learning_rate": lambda tokens: 1.0 / (10 + tokens / TOKENS_PER_STEP)}
     return Run(
@@ -35,7 +45,7 @@ def make_run(run_dir, metrics, engine=None, **options) -> Run:
 
 
 def checkpoint_hook_for(every_steps=4, keep_last=3) -> CheckpointHook:
-    config = CheckpointConfig(every_steps=every_steps, keep_last=keep_last)
+    config = CheckpointConfig(every_steps=every_steps, keep_last=keep_last, asynchronous=ASYNCHRONOUS)
     return CheckpointHook(
         config,
         CPU,
@@ -120,33 +130,42 @@ def test_nan_stops_before_anything_of_the_step_is_saved(tmp_path):
         train(tmp_path, FakeEngine(nan_at=8))
     assert find_checkpoint(tmp_path).checkpoint.step == 4
     events = [record["event"] for record in read_metrics(tmp_path / METRICS_FILE, ["event"])]
-    assert events == ["started", "saved", "diverged"]
+    assert sorted(events) == ["diverged", "saved", "started"]
     assert 8 not in losses(tmp_path)
 
 
+def full_disk_for(monkeypatch, *failing_calls):
+    """The disk has no room for the n-th tensor files of the run; without a number, for none."""
+    real, calls = save_module.write_tensors, itertools.count(1)
+
+    def write(path, tensors):
+        if not failing_calls or next(calls) in failing_calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, tensors)
+
+    monkeypatch.setattr(save_module, "write_tensors", write)
+
+
 def test_a_failed_save_is_loud_and_training_goes_on(tmp_path, monkeypatch):
-    real, calls = checkpoint_hook.save_checkpoint, itertools.count(1)
-
-    def fail_second(*args, **options):
-        if next(calls) == 2:
-            raise SaveFailed(errno.ENOSPC, "No space left on device")
-        return real(*args, **options)
-
-    monkeypatch.setattr(checkpoint_hook, "save_checkpoint", fail_second)
+    full_disk_for(monkeypatch, 2)
     assert train(tmp_path).step == 12
     failed = [r for r in read_metrics(tmp_path / METRICS_FILE, ["event"]) if r["event"] == "save_failed"]
-    assert [record["step"] for record in failed] == [8]
+    assert [record["checkpoint_step"] for record in failed] == [8]
     assert "No space left" in failed[0]["message"] and "last good checkpoint: step 4" in failed[0]["message"]
+    assert "training goes on" in failed[0]["message"]
     assert find_checkpoint(tmp_path).checkpoint.step == 12
 
 
 def test_a_failed_last_save_is_an_error(tmp_path, monkeypatch):
-    def fail(*args, **options):
-        raise SaveFailed(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint_hook, "save_checkpoint", fail)
+    full_disk_for(monkeypatch)
     with pytest.raises(UserError, match=r"last step 3 .*No space left.*last good checkpoint: none"):
         train(tmp_path, stop_after_step=3)
+
+
+def test_the_last_step_is_tried_again_when_its_own_save_failed(tmp_path, monkeypatch):
+    full_disk_for(monkeypatch, 3)
+    assert train(tmp_path).step == 12
+    assert find_checkpoint(tmp_path).checkpoint.step == 12
 
 
 def test_intervals_of_evaluation_and_telemetry(tmp_path):
@@ -167,7 +186,8 @@ def test_a_hook_can_end_the_run_and_it_is_saved(tmp_path):
     with MetricsWriter(tmp_path / METRICS_FILE) as metrics:
         fit(make_run(tmp_path, metrics), [StopAt6(), *standard_hooks(FakeEngine())])
     assert find_checkpoint(tmp_path).checkpoint.step == 6
-    assert read_metrics(tmp_path / METRICS_FILE, ["event"])[-2]["message"] == "asked to at step 6 of 12"
+    messages = [record["message"] for record in read_metrics(tmp_path / METRICS_FILE, ["event"])]
+    assert "asked to at step 6 of 12" in messages and messages[-1] == "saved the checkpoint of step 6"
     assert [r["step"] for r in read_metrics(tmp_path / METRICS_FILE, ["evaluation"])] == [5]
 
 

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import os
 
@@ -6,7 +7,7 @@ import pytest
 
 from loopcoder_train.config import UserError
 from loopcoder_train.training import metrics as metrics_module
-from loopcoder_train.training.metrics import Metrics, MetricsWriter, last_attempt, read_metrics
+from loopcoder_train.training.metrics import Metrics, MetricsWriter, last_attempt, last_step, read_metrics
 
 
 @pytest.fixture
@@ -114,6 +115,25 @@ def test_lines_lost_to_a_full_disk_are_counted(path, monkeypatch, caplog):
         for step in range(5):
             metrics.write("train", step, {})
     assert "5 lines could not be written and are lost" in caplog.text
+
+
+def test_last_step_of_an_attempt(path, monkeypatch):
+    """The launcher tells how far the attempt came that just ended, not the one before it."""
+    monkeypatch.setattr(metrics_module.time, "time", itertools.count(100.0).__next__)
+    assert last_step(path, since=0.0) is None
+    with MetricsWriter(path) as first:
+        first.event("started", 0, "")  # at 100
+        assert last_step(path, since=100.0) == 0
+        for step in (1, 2, 3):
+            first.write("train", step, {"loss": 1.0})
+        first.event("diverged", 9, "")  # at 104; events of other kinds say nothing about finished steps
+    assert last_step(path, since=100.0) == 3
+    assert last_step(path, since=105.0) is None
+    with MetricsWriter(path) as second:
+        second.event("resumed", 2, "")
+    assert last_step(path, since=105.0) == 2
+    os.truncate(path, path.stat().st_size - 3)
+    assert last_step(path, since=100.0) == 3
 
 
 def test_a_folder_that_is_not_there_is_a_users_error(tmp_path):

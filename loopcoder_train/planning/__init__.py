@@ -1,0 +1,1 @@
+"""Before a GPU is rented: memory, traffic, pipeline and time of a run, in closed form. Needs no torch."""
