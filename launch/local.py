@@ -1,12 +1,12 @@
 """Start the workers of a run on this machine with torchrun's agent, in this process.
 
 torchrun's agent assigns ranks, offers the rendezvous and stops all workers when one ends. What it cannot do is done
-here: an error of the user (exit code 2) is never restarted, and what a person reads is one line instead of a page.
-Rank 0 writes to this process's stdout; everything else goes to `<log_dir>/attempt-N/`.
+here: an error of the user (exit code 2) is never restarted, a request to stop goes to the workers and is waited for,
+and what a person reads is one line instead of a page. Rank 0 writes to this process's stdout; everything else goes to
+`<log_dir>/attempt-N/`, or to the job's folder on the nodes of a cluster.
 """
 
 import itertools
-import json
 import logging
 import os
 import signal
@@ -19,14 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-EXIT_FAILURE = 1
-EXIT_USER_ERROR = 2
-SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
+from launch.failures import Failure, error_file, first_failure, stderr_file, stop_code
+from launch.stop_signals import StopSignals
+from loopcoder_train.config.process import (
+    EXIT_FAILURE,
+    EXIT_REQUEUE,
+    EXIT_USER_ERROR,
+    LAUNCHER_PID,
+    signal_exit_code,
+)
+
+# The one signal that is torchrun's agent's: it ends the workers, saved or not. Where it is ignored it stays so.
+_AGENT_SIGNAL = "SIGQUIT"
 _AGENT_LOGGER = "torch.distributed.elastic"
-_TAIL_BYTES = 20_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """This machine's part in a job of several launchers, one per machine."""
+
+    count: int
+    address: str  # of this machine, as the others reach it; no name is looked up
+    endpoint: str  # address:port where the launchers meet
+    is_host: bool  # whether this launcher offers the endpoint
+    job: str  # the same name on all machines, another for every start: of the rendezvous and of the folder of logs
 
 
 def run_workers(
@@ -38,57 +58,88 @@ def run_workers(
     threads_per_worker: int | None = None,
     progress: Callable[[float], str] | None = None,
     module: str = "loopcoder_train.worker",
+    node: Node | None = None,
 ) -> int:
     """Run `python -m <module> --config <run_yaml>` in `nproc` processes; returns the exit code for the user.
 
     0: all workers ended well. 2: a worker reported a user's error; it was printed, and nothing is restarted. 1: a
-    worker failed `max_restarts + 1` times. 128 + N: this process got signal N and stopped the workers.
+    worker failed `max_restarts + 1` times. 75: the run saved and stopped because its time was up. 128 + N: this process
+    or a worker got stop signal N, and the run saved and stopped, or was ended by a second signal.
 
     `progress(since)` says how far an attempt came that began at `since` (Unix seconds): "after step 12 of 40".
     """
     threads = threads_per_worker or max(1, len(os.sched_getaffinity(0)) // nproc)
-    for failures_so_far in itertools.count():
-        attempt_dir, began = _new_attempt_dir(log_dir), time.time()
-        try:
-            with _process_state(attempt_dir, threads):
-                _run_once(run_yaml, nproc, attempt_dir, module)
-            return 0
-        except SignalException as stop:
-            print(f"loopcoder: stopped by {stop.sigval.name}", file=sys.stderr, flush=True)
-            return 128 + int(stop.sigval)
-        except ChildFailedError as error:
-            failure = first_failure(error.failures, attempt_dir)
-        if failure.user_error:
-            print(f"loopcoder: error: {failure.message}", file=sys.stderr, flush=True)
-            return EXIT_USER_ERROR
-        restart = failures_so_far < max_restarts
-        again = f"; restart {failures_so_far + 1} of {max_restarts}" if restart else ""
-        where = f", {progress(began)}" if progress else ""
-        print(f"loopcoder: error: {failure.message}{where}; log: {failure.log}{again}", file=sys.stderr, flush=True)
-        if not restart:
-            return EXIT_FAILURE
+    arguments = ["-u", "-m", module, "--config", str(run_yaml)]
+    with StopSignals(arguments) as stop:
+        for failures_so_far in itertools.count():
+            attempt_dir = _new_attempt_dir(log_dir) if node is None else _folder_of_job(log_dir, node, failures_so_far)
+            began = time.time()
+            try:
+                with _process_state(attempt_dir, threads):
+                    _run_once(arguments, nproc, attempt_dir, node)
+                return 0
+            except SignalException as end:
+                return _stopped(signal_exit_code(stop.number or end.sigval))
+            except ChildFailedError as error:
+                code = stop_code(error.failures, stop.number)
+                if code is not None:
+                    return _stopped(code)
+                failure = first_failure(error.failures, attempt_dir)
+            except RendezvousError as error:
+                if stop.number is not None:
+                    return _stopped(signal_exit_code(stop.number))
+                failure = _no_rendezvous(error, attempt_dir)
+            restarts = 0 if failure.user_error or stop.number is not None else max_restarts
+            where = f", {progress(began)}" if progress else ""
+            if failures_so_far >= restarts:
+                return _failed(failure, where)
+            _failed(failure, where, again=f"; restart {failures_so_far + 1} of {max_restarts}")
     raise AssertionError("unreachable")
 
 
-def _run_once(run_yaml: Path, nproc: int, attempt_dir: Path, module: str) -> None:
+def _run_once(arguments: list[str], nproc: int, attempt_dir: Path, node: Node | None) -> None:
+    if node is None:
+        where = {"run_id": f"{attempt_dir.name}-{os.getpid()}", "rdzv_endpoint": "localhost:0"}
+        where["local_addr"] = "localhost"  # this machine's name need not resolve
+    else:
+        # Whether the endpoint is here is known; torchrun would guess it from names, which need not resolve.
+        host = {"is_host": "1" if node.is_host else "0"}
+        where = {"run_id": attempt_dir.name, "rdzv_endpoint": node.endpoint, "local_addr": node.address}
+        where["rdzv_configs"] = host
+    nodes = 1 if node is None else node.count
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=nproc,
-        run_id=f"{attempt_dir.name}-{os.getpid()}",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # this machine's name need not resolve
         max_restarts=0,  # torchrun would restart a user's error too
         logs_specs=AttemptLogs(attempt_dir),
-        signals_to_handle=",".join(_signals_to_handle()),
+        signals_to_handle="" if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN else _AGENT_SIGNAL,
+        **where,
     )
-    elastic_launch(config, sys.executable)("-u", "-m", module, "--config", str(run_yaml))
+    elastic_launch(config, sys.executable)(*arguments)
 
 
-def _signals_to_handle() -> list[str]:
-    # A signal that is ignored (SIGHUP under nohup) must stay so.
-    return [name for name in SIGNALS if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+def _stopped(code: int) -> int:
+    if code == EXIT_REQUEUE:
+        text = f"time was up; the run saved and stopped, start it again to go on (exit code {code})"
+    else:
+        text = f"stopped by {signal.Signals(code - 128).name}"
+    print(f"loopcoder: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _failed(failure: Failure, where: str, again: str = "") -> int:
+    where = "" if failure.user_error else f"{where}; log: {failure.log}"
+    print(f"loopcoder: error: {failure.message}{where}{again}", file=sys.stderr, flush=True)
+    return EXIT_USER_ERROR if failure.user_error else EXIT_FAILURE
+
+
+def _no_rendezvous(error: RendezvousError, attempt_dir: Path) -> Failure:
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())[:200]
+    message = f"the launchers of this job do not reach each other ({type(error).__name__}: {text})"
+    return Failure(message, _agent_log(attempt_dir), user_error=False)
 
 
 def _new_attempt_dir(log_dir: Path) -> Path:
@@ -103,6 +154,13 @@ def _new_attempt_dir(log_dir: Path) -> Path:
     raise AssertionError("unreachable")
 
 
+def _folder_of_job(log_dir: Path, node: Node, failures_so_far: int) -> Path:
+    """The same folder on every node, whoever is first."""
+    folder = log_dir / (f"{node.job}-again-{failures_so_far}" if failures_so_far else node.job)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 class AttemptLogs(LogsSpecs):
     """Rank 0's stdout stays this process's own (a terminal stays one); all else goes to files of the attempt."""
 
@@ -115,74 +173,21 @@ class AttemptLogs(LogsSpecs):
         return str(self._attempt_dir)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Destinations by local rank; tells each worker where to record its error."""
+        """Destinations by local rank, in files named by rank; tells each worker where to record its error."""
         logs = LogsDest()
-        for rank, environment in envs.items():
-            logs.stdouts[rank] = "" if rank == 0 else str(self._attempt_dir / f"rank-{rank}.stdout")
-            logs.stderrs[rank] = str(stderr_file(self._attempt_dir, rank))
-            logs.error_files[rank] = str(error_file(self._attempt_dir, rank))
-            environment["TORCHELASTIC_ERROR_FILE"] = logs.error_files[rank]
+        for local_rank, environment in envs.items():
+            rank = int(environment["RANK"])
+            logs.stdouts[local_rank] = "" if rank == 0 else str(self._attempt_dir / f"rank-{rank}.stdout")
+            logs.stderrs[local_rank] = str(stderr_file(self._attempt_dir, rank))
+            logs.error_files[local_rank] = str(error_file(self._attempt_dir, rank))
+            environment["TORCHELASTIC_ERROR_FILE"] = logs.error_files[local_rank]
         return logs
 
 
-def stderr_file(attempt_dir: Path, rank: int) -> Path:
-    """Where a worker's stderr goes."""
-    return attempt_dir / f"rank-{rank}.stderr"
-
-
-def error_file(attempt_dir: Path, rank: int) -> Path:
-    """Where a worker records the error that ended it."""
-    return attempt_dir / f"rank-{rank}.error.json"
-
-
-@dataclass(slots=True)
-class Failure:
-    """The failure that explains the others."""
-
-    message: str
-    log: Path
-    user_error: bool
-
-
-def first_failure(failures: dict[int, ProcessFailure], attempt_dir: Path) -> Failure:
-    """Which of the failed workers is the cause: when one dies, the others lose it and fail too, or are stopped.
-
-    A user's error explains everything; then a death by a signal that is not the agent's own SIGTERM; then the error
-    recorded first.
-    """
-
-    def order(rank: int) -> tuple[bool, bool, bool, float, int]:
-        record, code = _read_record(attempt_dir, rank), failures[rank].exitcode
-        died = code < 0 and code != -signal.SIGTERM
-        stopped = code == -signal.SIGTERM and not record
-        return not record.get("user_error"), not died, stopped, record.get("time", float("inf")), rank
-
-    rank = min(failures, key=order)
-    record, code = _read_record(attempt_dir, rank), failures[rank].exitcode
-    log = stderr_file(attempt_dir, rank)
-    if record.get("user_error"):
-        return Failure(str(record["message"]), log, user_error=True)
-    died = code < 0 and not record  # with a record it failed by itself and was stopped while it closed
-    reason = f"was killed by {failures[rank].signal_name()}" if died else f"failed with exit code {abs(code)}"
-    what = record.get("message") or _last_line(log)
-    return Failure(f"rank {rank} {reason}" + (f" ({what})" if what else ""), log, user_error=False)
-
-
-def _read_record(attempt_dir: Path, rank: int) -> dict[str, object]:
-    """message, time and user_error of a worker's error file; empty when it left none."""
-    try:
-        content = json.loads(error_file(attempt_dir, rank).read_bytes())
-        return {"message": content["message"]["message"], **content["message"]["extraInfo"]}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or killed while writing it
-        return {}
-
-
-def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+def _agent_log(attempt_dir: Path) -> Path:
+    """The agent's own log; every node of a job has one."""
+    name = os.environ.get("SLURMD_NODENAME")
+    return attempt_dir / (f"torchrun-{name}.log" if name else "torchrun.log")
 
 
 @contextmanager
@@ -190,15 +195,15 @@ def _process_state(attempt_dir: Path, threads: int) -> Iterator[None]:
     """What workers inherit and torchrun's agent changes in this process, undone afterwards: a sweep runs many.
 
     Workers get their number of threads (unless the user set it) and this process's id; the agent's own log goes to a
-    file; the signal handlers that it installs are taken out again.
+    file; the signal handler that it installs is taken out again.
     """
-    variables = {"LOOPCODER_LAUNCHER_PID": str(os.getpid())}
+    variables = {LAUNCHER_PID: str(os.getpid())}
     if "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(threads)
     before = {name: os.environ.get(name) for name in (*variables, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
     in_main_thread = threading.current_thread() is threading.main_thread()
-    handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
-    agent_log = logging.FileHandler(attempt_dir / "torchrun.log", encoding="utf-8")
+    handler = signal.getsignal(getattr(signal, _AGENT_SIGNAL))
+    agent_log = logging.FileHandler(_agent_log(attempt_dir), encoding="utf-8")
     logger = logging.getLogger(_AGENT_LOGGER)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(agent_log)
@@ -215,5 +220,4 @@ def _process_state(attempt_dir: Path, threads: int) -> Iterator[None]:
             else:
                 os.environ[name] = value
         if in_main_thread:
-            for name, handler in handlers.items():
-                signal.signal(getattr(signal, name), handler)
+            signal.signal(getattr(signal, _AGENT_SIGNAL), handler)

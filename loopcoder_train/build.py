@@ -4,6 +4,7 @@ lock on run_dir -> process group -> corpus and token stream -> engine -> last go
 -> hooks -> fit
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from loopcoder_train.config.compare import differences, refuse_changes, result_o
 from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
-from loopcoder_train.evaluation.heldout import evaluate_heldout
+from loopcoder_train.evaluation.heldout import EvaluationInterrupted, evaluate_heldout
 from loopcoder_train.evaluation.probe import probe_batch
 from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
@@ -34,6 +35,7 @@ from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.runtime.partners import Partners
+from loopcoder_train.runtime.signals import StopCause, StopRequests
 from loopcoder_train.runtime.watchdog import Watchdog
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
@@ -51,6 +53,8 @@ from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
 from loopcoder_train.training.slow_ranks import SlowRankHook
 from loopcoder_train.training.state import TrainingState
 from loopcoder_train.training.step_history import StepHistory
+from loopcoder_train.training.stop_deadline import deadline_of
+from loopcoder_train.training.stop_hook import StopAgreement, StopHook
 from loopcoder_train.training.telemetry_hook import TelemetryHook
 
 
@@ -63,13 +67,14 @@ class Process:
     device: torch.device
 
 
-def pretrain(config: RunConfig) -> None:
-    """Train as `config` says, from the last good checkpoint of its run_dir or from step 0.
+def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
+    """Train as `config` says, from the last good checkpoint of its run_dir or from step 0, unless asked to stop.
 
+    Returns what made the run stop before it was done; None when it is done, or paused where its options say.
     Raises UserError or DataError (one line for the person who started the run) for whatever they can mend.
     """
     with ExitStack() as stack:
-        process = stack.enter_context(worker_process(config))
+        process = stack.enter_context(worker_process(config, requests))
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
         enter("opening the corpus")
@@ -113,12 +118,15 @@ def pretrain(config: RunConfig) -> None:
         )
         if state.step >= run.last_step:
             console.note(f"nothing left to do: training.num_steps or stop_after_step is {run.last_step}")
-        fit(run, build_hooks(config, corpus, stream, engine, process, console, snapshot))
+        agreement = build_agreement(config, requests, engine, process)
+        stop = StopHook(agreement)
+        fit(run, [*build_hooks(config, corpus, stream, engine, process, console, snapshot, agreement), stop])
         console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
+        return stop.cause_of_the_end(run)
 
 
 @contextmanager
-def worker_process(config: RunConfig) -> Iterator[Process]:
+def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Process]:
     """Threads, logging, device, process group, and on rank 0 the lock of the run_dir."""
     rank = distributed.rank()
     setup_logging(rank)
@@ -140,6 +148,10 @@ def worker_process(config: RunConfig) -> Iterator[Process]:
         dist.barrier()  # nobody reads or writes run_dir before rank 0 holds it
         with FailureRecorded():  # before the process group is left: the partners' lost connections are not the cause
             yield Process(rank, distributed.world_size(), device)
+        # The launcher ends whoever is left when one process ends with another code than 0, as those do that were asked
+        # to stop: all end together, and nobody minds being ended.
+        requests.finish()
+        dist.barrier()
         # After an error nobody waits for partners: leaving the group may need them, and they may hang in a collective.
         distributed.destroy_process_group()
 
@@ -278,6 +290,13 @@ def build_loader(config: RunConfig, stream: TokenStream, engine: Engine, first_b
     )
 
 
+def build_agreement(config: RunConfig, requests: StopRequests, engine: Engine, process: Process) -> StopAgreement:
+    """Who asks whether to stop; the clock that counts is rank 0's."""
+    limit = config.training.time_limit_minutes
+    deadline = deadline_of(requests.started, limit, os.environ) if process.rank == 0 else None
+    return StopAgreement(requests, engine, process.rank, deadline)
+
+
 def build_hooks(
     config: RunConfig,
     corpus: Corpus,
@@ -286,14 +305,17 @@ def build_hooks(
     process: Process,
     console: Console,
     snapshot: RunSnapshot | None,
+    agreement: StopAgreement,
 ) -> list[Hook]:
     """What happens around a step, in order: judge, record, measure, save."""
     data, evaluation, telemetry = config.data, config.evaluation, config.telemetry
 
-    def held_out_metrics() -> dict[str, float]:
-        report = evaluate_heldout(
-            engine, corpus, data.sequence_length, evaluation.batch_size, evaluation.max_sequences_per_source
-        )
+    def held_out_metrics() -> dict[str, float] | None:
+        how_much = evaluation.batch_size, evaluation.max_sequences_per_source
+        try:
+            report = evaluate_heldout(engine, corpus, data.sequence_length, *how_much, interrupted=agreement.reached)
+        except EvaluationInterrupted:
+            return None
         return report.metrics()
 
     saving = CheckpointHook(

@@ -2,7 +2,8 @@
 
 A user's error (wrong option, damaged corpus, ...) ends it with one line on stderr and exit code 2; any other with a
 traceback and exit code 1. Both are recorded in the file that torchrun names, so that the launcher can say what happened
-first. Nothing heavy is imported before the launcher is watched: a start takes seconds, and launchers die at any time.
+first. A run that was asked to stop ends with the exit code of the cause. Nothing heavy is imported before the launcher
+is watched and stop signals are taken: a start takes seconds, and either may happen at any time.
 """
 
 import argparse
@@ -15,13 +16,12 @@ from types import TracebackType
 
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import read_run_config
+from loopcoder_train.config.process import EXIT_USER_ERROR, LAUNCHER_PID
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.training import Device
 from loopcoder_train.runtime.failure import USER_ERRORS, record_failure
 from loopcoder_train.runtime.parent_watch import watch_parent
-
-EXIT_USER_ERROR = 2
-LAUNCHER_PID = "LOOPCODER_LAUNCHER_PID"  # set by launch.local
+from loopcoder_train.runtime.signals import StopRequests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,19 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--config", required=True, type=Path, metavar="RUN.YAML", help="written by `loopcoder pretrain`"
     )
     options = parser.parse_args(arguments)
-    _prepare_process()
+    requests = _prepare_process()
     try:
         config = read_run_config(options.config)
         check_world_size(config, _environment_int("WORLD_SIZE"))
         _prepare_cuda(config)
         from loopcoder_train.build import pretrain  # imports torch and Megatron
 
-        pretrain(config)
+        cause = pretrain(config, requests)
     except USER_ERRORS as error:
         record_failure(error)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    return 0
+    return cause.exit_code if cause else 0
 
 
 def check_world_size(config: RunConfig, started: int | None) -> None:
@@ -56,11 +56,15 @@ def check_world_size(config: RunConfig, started: int | None) -> None:
         )
 
 
-def _prepare_process() -> None:
+def _prepare_process() -> StopRequests:
     faulthandler.enable()  # the stack of a crash in native code goes to stderr
     sys.excepthook = _record_and_print
+    name, launcher = f"rank {os.environ.get('RANK', '0')}", _environment_int(LAUNCHER_PID)
+    requests = StopRequests(name=name, launcher_pid=launcher)
+    requests.listen()  # before there is a second thread
     if "TORCHELASTIC_RUN_ID" in os.environ:  # without torchrun, outliving the shell is what nohup is for
-        watch_parent(_environment_int(LAUNCHER_PID), name=f"rank {os.environ.get('RANK', '0')}")
+        watch_parent(launcher, name=name)
+    return requests
 
 
 def _record_and_print(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

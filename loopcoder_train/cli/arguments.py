@@ -1,8 +1,8 @@
 """What users write on the command line -> what Hydra's grammar accepts.
 
 Three conveniences: a folder given first needs no `run_dir=`; paths and prompts may hold `=`, `,` and quotes, which in
-Hydra's grammar mean something; `--fresh` is `fresh=true`. And one restriction: Hydra's flag that runs a pickle from
-disk, and those that swap our configurations for others, are refused.
+Hydra's grammar mean something; `--fresh` is `fresh=true`, `--json` is `json=true`. And one restriction: Hydra's flag
+that runs a pickle from disk, and those that swap our configurations for others, are refused.
 """
 
 import re
@@ -22,6 +22,7 @@ FLAGS = {
     "--cfg": True, "-c": True, "--package": True, "-p": True, "--info": True, "-i": True,
     "--config-dir": True, "-cd": True,
 }  # fmt: skip
+SWITCHES = ("--fresh", "--json")  # for what people type as a flag: `--fresh` is `fresh=true`
 _MULTIRUN = ("-m", "--multirun")
 _BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
@@ -68,8 +69,8 @@ def parse(
     multirun = any(flag in arguments for flag in _MULTIRUN)
     rest = iter(arguments)
     for argument in rest:
-        if argument == "--fresh":
-            result.overrides.append("fresh=true")
+        if argument in SWITCHES:
+            result.overrides.append(f"{argument.removeprefix('--')}=true")
         elif argument.startswith("-"):
             result.flags.extend(_flag(argument, rest))
         elif positional is not None and _is_path(argument):
@@ -91,7 +92,7 @@ def parse(
 def _flag(argument: str, rest: Iterator[str]) -> list[str]:
     name = argument.partition("=")[0]
     if name not in FLAGS:
-        raise UserError(f"{name}: unknown flag{did_you_mean(name, [*FLAGS, '--fresh'])}")
+        raise UserError(f"{name}: unknown flag{did_you_mean(name, [*FLAGS, *SWITCHES])}")
     if not FLAGS[name] or "=" in argument:
         return [argument]
     value = next(rest, None)

@@ -22,13 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from data_pipeline.errors import DataError
 from loopcoder_train.cli import messages
 from loopcoder_train.cli.arguments import Arguments
-from loopcoder_train.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR, drop_output, print_error
+from loopcoder_train.cli.main import drop_output, print_error
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import from_dict
 from loopcoder_train.config.keys import dotted_keys, free_form_keys
+from loopcoder_train.config.process import EXIT_BROKEN_PIPE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
 from loopcoder_train.config.run import RunConfig
 
-_STOPPED = (EXIT_INTERRUPTED, 143)  # by a person or the system: the rest of a sweep must not start
+# By a person, the system or the clock: the rest of a sweep must not start.
+_STOPPED = {signal_exit_code(number) for number in STOP_SIGNALS}
 _UNSAFE_IN_NAMES = re.compile(r"[^\w.=+-]+")
 
 

@@ -9,10 +9,7 @@ from data_pipeline.errors import DataError
 from loopcoder_train import __version__
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.keys import did_you_mean
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
+from loopcoder_train.config.process import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 # Words of the command -> module with `run(arguments) -> exit code`. Imported when asked for: --help must be instant.
 COMMANDS = {
@@ -20,6 +17,8 @@ COMMANDS = {
     ("pretrain",): "loopcoder_train.cli.pretrain",
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("generate",): "loopcoder_train.cli.generate",
+    ("runs",): "loopcoder_train.cli.runs",
+    ("stop",): "loopcoder_train.cli.stop",
     ("data", "build"): "loopcoder_train.cli.data_build",
     ("data", "show"): "loopcoder_train.cli.data_show",
 }
@@ -31,6 +30,8 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder data show [CORPUS]             what a corpus is made of
   loopcoder plan experiment=NAME           memory, traffic and days of a run, before a GPU is rented
   loopcoder pretrain experiment=NAME       train; the same command again resumes
+  loopcoder runs [DIR]                     the runs below a folder: state, step, loss, speed, where
+  loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 
@@ -43,7 +44,8 @@ First steps:
   loopcoder COMMAND ... --cfg job          every option with its value; nothing is run
   loopcoder COMMAND -m ... option=1,2,3    one run per value
 
-Exit codes: 0 done, 2 something you can fix (one line says what), 1 a failure, 130 interrupted."""
+Exit codes: 0 done, 2 something you can fix (one line says what), 1 a failure, 130 interrupted,
+75 time was up and the run is saved: start it again. docs/operations.md has them all."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

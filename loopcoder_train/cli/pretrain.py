@@ -1,4 +1,4 @@
-"""`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start the workers."""
+"""`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start workers or submit a job."""
 
 from functools import partial
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
-from loopcoder_train.cli.main import EXIT_USER_ERROR
 from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
+from loopcoder_train.cli.submit import LAUNCHER_LOCK, submit
+from loopcoder_train.config.launch import LaunchKind
+from loopcoder_train.config.process import EXIT_USER_ERROR
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.mixture import plan_mixture
-
-LAUNCHER_LOCK = "launcher"
 
 
 def run(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def _at_scale(values: dict[str, Any]) -> None:
 
 
 def pretrain(config: RunConfig) -> int:
-    """Train `config` on this machine; returns the exit code of the workers.
+    """Train `config` on this machine and return the exit code of the workers, or submit it as a SLURM job.
 
     Two locks, because a launcher that was killed may leave workers for a few seconds: the launcher's is held as long
     as this process lives, the run's by whoever may write into run_dir - first this process, then rank 0.
@@ -43,6 +43,8 @@ def pretrain(config: RunConfig) -> int:
         return dry_run_pretrain(config)
     check_corpus(config)
     check_init_source(config)
+    if config.launch.kind is LaunchKind.slurm:
+        return submit(config)
     with RunLock(config.run_dir, name=LAUNCHER_LOCK) as launcher_lock:
         run_yaml, previous = prepare(config, launcher_lock)
         if not config.launch.start_workers:

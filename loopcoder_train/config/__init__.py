@@ -8,6 +8,7 @@ from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.guards import GuardsConfig, OnBadStep
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
+from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.config.model import GateInput, LoopKind, ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig, ScheduleKind
 from loopcoder_train.config.parallel import ParallelConfig
@@ -15,7 +16,6 @@ from loopcoder_train.config.run import (
     CheckpointConfig,
     EngineKind,
     EvaluationConfig,
-    LaunchConfig,
     LoggingConfig,
     RunConfig,
     TelemetryConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "GuardsConfig",
     "KernelConfig",
     "LaunchConfig",
+    "LaunchKind",
     "LocalKernel",
     "LoggingConfig",
     "LoopKind",

@@ -65,6 +65,30 @@ class ShowOptions:
         require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")
 
 
+@dataclass(kw_only=True, slots=True)
+class RunsOptions:
+    """`loopcoder runs`: every run below a folder."""
+
+    folder: str = "runs"
+    json: bool = False  # print one JSON object per run instead of a table
+
+    def __post_init__(self) -> None:
+        require(bool(self.folder), "folder", repr(self.folder), "must name a folder")
+
+
+@dataclass(kw_only=True, slots=True)
+class StopOptions:
+    """`loopcoder stop`: ask a run to save and stop, and wait for it."""
+
+    run_dir: str
+    wait_seconds: float = 1800.0  # how long to wait for the save
+    json: bool = False  # print what became of the run as one JSON object
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, None)
+        require(self.wait_seconds >= 0, "wait_seconds", self.wait_seconds, "must be 0 or more")
+
+
 def _check_run(run_dir: str, step: int | None) -> None:
     require(bool(run_dir), "run_dir", repr(run_dir), "must name the folder of a run")
     require(step is None or step >= 1, "step", step, "must be at least 1")

@@ -45,6 +45,7 @@ FREE_TO_CHANGE = {
     "training.micro_batch_size": "how a batch is cut",
     "training.activation_checkpointing": "memory against time",
     "training.stop_after_step": "where this attempt pauses",
+    "training.time_limit_minutes": "when this attempt pauses",
     "training.device": "where it computes",
     "training.deterministic": "how sums are ordered on CUDA",
     "training.num_threads": "how it computes",

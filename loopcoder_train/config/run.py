@@ -7,6 +7,7 @@ from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError, require, require_positive
 from loopcoder_train.config.guards import GuardsConfig
 from loopcoder_train.config.kernels import KernelConfig
+from loopcoder_train.config.launch import LaunchConfig, check_processes
 from loopcoder_train.config.model import ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig
 from loopcoder_train.config.parallel import ParallelConfig
@@ -84,17 +85,6 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LaunchConfig:
-    """How processes start on this machine."""
-
-    start_workers: bool = True  # false: only write run.yaml and print the torchrun line for several machines
-    max_restarts: int = 0  # restarts after a crash; a user's error (exit code 2) is never restarted
-
-    def __post_init__(self) -> None:
-        require(self.max_restarts >= 0, "launch.max_restarts", self.max_restarts, "must be 0 or more")
-
-
-@dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything a worker needs; written to `run.yaml` by the launcher."""
 
@@ -128,6 +118,7 @@ class RunConfig:
         self._check_engine()
         self._check_pipeline()
         self._check_context()
+        check_processes(self.launch, self.parallel)
         require(
             self.data.sequence_length <= self.model.max_position_embeddings,
             "data.sequence_length",

@@ -43,6 +43,7 @@ class TrainingConfig:
     precision: Precision = Precision.bf16
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     stop_after_step: int | None = None  # save and stop here; the schedule still runs to num_steps
+    time_limit_minutes: float | None = None  # save and stop before an attempt has run this long
     device: Device = Device.auto
     deterministic: bool = False  # CUDA: kernels that give the same bits twice, slower; the CPU's always do
     num_threads: int | None = None  # CPU threads per process; default: the machine's cores / processes on it
@@ -61,5 +62,7 @@ class TrainingConfig:
         )
         if self.stop_after_step is not None:
             require_positive(training__stop_after_step=self.stop_after_step)
+        if self.time_limit_minutes is not None:
+            require_positive(training__time_limit_minutes=self.time_limit_minutes)
         if self.num_threads is not None:
             require_positive(training__num_threads=self.num_threads)

@@ -92,18 +92,31 @@ class LossEngine(Protocol):
         ...
 
 
+class EvaluationInterrupted(Exception):  # noqa: N818 - not an error
+    """`interrupted` of :func:`evaluate_heldout` became true."""
+
+
 def evaluate_heldout(
-    engine: LossEngine, corpus: Corpus, sequence_length: int, batch_size: int, max_sequences_per_source: int | None
+    engine: LossEngine,
+    corpus: Corpus,
+    sequence_length: int,
+    batch_size: int,
+    max_sequences_per_source: int | None,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> HeldOutReport:
     """Evaluate on every rank together; the report is equal on all of them.
 
-    `batch_size`: sequences per forward pass on one rank. `max_sequences_per_source`: None for all. Raises UserError
-    when the corpus has no held-out token.
+    `batch_size`: sequences per forward pass on one rank. `max_sequences_per_source`: None for all. `interrupted` is
+    asked before each forward pass, on every rank, and must answer alike. Raises UserError when the corpus has no
+    held-out token, EvaluationInterrupted when `interrupted` says so.
     """
     _require_heldout(corpus)
     sums = _Sums(len(corpus.manifest.sources))
     batches = heldout_batches(corpus, sequence_length, batch_size, max_sequences_per_source)
     for batch in own_turns(batches, engine.data_parallel_rank, engine.data_parallel_size):
+        if interrupted():
+            raise EvaluationInterrupted
         sums.add(batch, engine.token_losses(batch))
         beat()
     losses, tokens, documents = sums.total(engine)

@@ -28,7 +28,10 @@ def choose_device(requested: Device, local_rank: int = 0) -> torch.device:
 
 
 def set_threads(num_threads: int | None, local_world_size: int) -> int:
-    """Set the CPU threads of this process: `num_threads`, or this machine's cores shared by its processes."""
-    threads = num_threads or max(1, (os.cpu_count() or 1) // local_world_size)
+    """Set the CPU threads of this process: `num_threads`, or the cores that it may use shared by its processes.
+
+    Not the machine's: a SLURM job may have been given some of them only.
+    """
+    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
     torch.set_num_threads(threads)
     return threads

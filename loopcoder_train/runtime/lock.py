@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,53 @@ from loopcoder_train.config.errors import UserError
 
 WAIT_SECONDS = 10.0  # workers of a killed launcher need up to 5 s to notice
 _POLL_SECONDS = 0.1
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who has a lock."""
+
+    host: str
+    pid: int
+    since: str  # ISO 8601, UTC
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+def holder_of(run_dir: str | Path, name: str = "run") -> Holder | None:
+    """Who has the lock `name` of run_dir at this moment; None when nobody has. Changes nothing.
+
+    Raises UserError when the folder cannot be read.
+    """
+    path = RunLock(run_dir, name).path
+    for _ in range(_TRIES):
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); look at another folder") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+            return None
+        except BlockingIOError:
+            holder = _read_holder(path)
+        finally:
+            os.close(file)
+        if holder is not None:
+            return holder
+        time.sleep(_POLL_SECONDS)  # taken a moment ago: the name comes right after
+    return Holder("an unknown machine", 0, "an unknown time")
+
+
+def _read_holder(path: Path) -> Holder | None:
+    try:
+        content = json.loads(path.read_bytes())
+        return Holder(str(content["host"]), int(content["pid"]), str(content["since"]))
+    except (OSError, ValueError, KeyError, TypeError):  # written a moment ago, or not by us
+        return None
 
 
 class RunLock:
@@ -44,7 +92,7 @@ class RunLock:
         while (file := self._try()) is None:
             if time.monotonic() >= deadline:
                 raise UserError(
-                    f"run_dir={self.run_dir}: is in use by {self._holder()}; "
+                    f"run_dir={self.run_dir}: is in use by {_read_holder(self.path) or 'another process'}; "
                     "wait for it, stop it, or give another run_dir"
                 )
             time.sleep(_POLL_SECONDS)
@@ -109,13 +157,6 @@ class RunLock:
         }
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder).encode(), 0)
-
-    def _holder(self) -> str:
-        try:
-            holder = json.loads(self.path.read_bytes())
-            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):  # written a moment ago, or not by us
-            return "another process"
 
     def __enter__(self) -> Self:
         return self.acquire() if self._file is None else self

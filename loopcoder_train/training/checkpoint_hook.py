@@ -179,6 +179,7 @@ class CheckpointHook(Hook):
         # Sinks take steps in order only, so events carry the step at which they are told.
         self._saved_at = step
         seconds = report.snapshot_seconds + report.write_seconds + report.verify_seconds + report.commit_seconds
+        run.save_seconds = seconds
         run.metrics.event(
             "saved",
             run.state.step,

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping
 
 from loopcoder_train.training.loop import Hook, Run, Step
 
-Evaluate = Callable[[], Mapping[str, float]]
+Evaluate = Callable[[], Mapping[str, float] | None]
 
 
 class EvaluateHook(Hook):
     """Calls `evaluate` every `every_steps` steps and at the end, on every rank; keeps the best loss in the state.
 
     `evaluate` returns a flat mapping of metric names to numbers, equal on every rank, with the last loop's loss over
-    everything under `loss`.
+    everything under `loss`; or None, on every rank, when it was cut short because the run shall stop. Then the next
+    attempt begins with this evaluation.
     """
 
     doing = "the evaluation"
@@ -22,8 +23,10 @@ class EvaluateHook(Hook):
         self._done_at: int | None = None
 
     def on_start(self, run: Run) -> None:
-        """The step this attempt starts from was evaluated by the one before."""
+        """The step this attempt starts from was evaluated by the one before, unless that one owes it."""
         self._done_at = run.state.step
+        if run.state.evaluation_owed:
+            self._run(run)
 
     def after_step(self, run: Run, step: Step) -> None:
         """Evaluate when it is due."""
@@ -37,8 +40,10 @@ class EvaluateHook(Hook):
 
     def _run(self, run: Run) -> None:
         started = time.perf_counter()
-        values = dict(self._evaluate())
-        state = run.state
+        values, state = self._evaluate(), run.state
+        state.evaluation_owed = values is None
+        if values is None:
+            return
         self._done_at = state.step
         if state.best_held_out_loss is None or values["loss"] < state.best_held_out_loss:
             state.best_held_out_loss, state.best_step = values["loss"], state.step

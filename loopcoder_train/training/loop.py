@@ -50,6 +50,7 @@ class Run:
     history: StepHistory = field(default_factory=StepHistory)  # kept by whoever judges steps, saved with `state`
     stop_after_step: int | None = None  # stop here although the schedule runs to num_steps
     stop_reason: str | None = None  # set by a hook, on every rank at the same step, to end the run cleanly
+    save_seconds: float | None = None  # how long the last save took; None before the first of this attempt
 
     @property
     def last_step(self) -> int:

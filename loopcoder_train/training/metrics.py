@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 MAX_WAITING_LINES = 100_000
-TAIL_BYTES = 1 << 20  # far more than one line: where the last attempt and step are looked up
+TAIL_BYTES = 1 << 20  # far more than one line: where the newest records are looked up
 
 Record = dict[str, object]
 
@@ -191,7 +191,12 @@ def _drop_after(records: dict[object, Record], step: object) -> None:
 
 def last_attempt(path: Path) -> int:
     """The attempt of the last whole line of `path`; 0 without one. Reads only the end of the file."""
-    return next((int(record["attempt"]) for record in _newest_first(path)), 0)
+    return next((int(record["attempt"]) for record in newest_records(path)), 0)
+
+
+def last_event(path: Path, name: str) -> Record | None:
+    """The newest event called `name`; None where the end of the file has none."""
+    return next((record for record in newest_records(path) if record.get("event") == name), None)
 
 
 def last_step(path: Path, *, since: float) -> int | None:
@@ -199,7 +204,7 @@ def last_step(path: Path, *, since: float) -> int | None:
 
     Knows what `logging.every_steps` lets into the file. Reads only its end.
     """
-    for record in _newest_first(path):
+    for record in newest_records(path):
         if record["time"] < since:
             return None
         if record["kind"] != "event" or record["event"] in ("started", "resumed"):
@@ -207,8 +212,8 @@ def last_step(path: Path, *, since: float) -> int | None:
     return None
 
 
-def _newest_first(path: Path) -> Iterator[Record]:
-    """Records at the end of `path`; none without the file."""
+def newest_records(path: Path) -> Iterator[Record]:
+    """The whole lines in the last megabyte of `path`, newest first; nothing without a file."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -14,6 +14,7 @@ class TrainingState:
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
     best_step: int | None = None
+    evaluation_owed: bool = False  # a stop cut the evaluation of `step` short: the next attempt begins with it
 
     @property
     def batches(self) -> int:
@@ -22,13 +23,14 @@ class TrainingState:
 
     def gone_back_to(self, saved: "TrainingState") -> "TrainingState":
         """The state after `saved`, an earlier one of this run, was loaded: the data goes on where it stands."""
-        return replace(saved, attempt=self.attempt, discarded_batches=self.batches - saved.step)
+        discarded = self.batches - saved.step
+        return replace(saved, attempt=self.attempt, discarded_batches=discarded, evaluation_owed=False)
 
-    def to_json(self) -> dict[str, int | float | None]:
+    def to_json(self) -> dict[str, int | float | bool | None]:
         """A flat JSON object that :meth:`from_json` reads back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, int | float | None]) -> "TrainingState":
-        """The state saved by :meth:`to_json`; an unknown key is a TypeError."""
+    def from_json(cls, values: dict[str, int | float | bool | None]) -> "TrainingState":
+        """The state saved by :meth:`to_json`; an unknown key is a TypeError, a missing one has its first value."""
         return cls(**values)

@@ -30,4 +30,4 @@ def test_nearest(written, meant):
 
 
 def test_free_form_keys():
-    assert free_form_keys(RunConfig) == ["data.shares"]
+    assert free_form_keys(RunConfig) == ["data.shares", "launch.environment"]

@@ -19,9 +19,28 @@ def main() -> int:
     config = parser.parse_args().config
     rank = os.environ["RANK"]
     behaviour = json.loads(config.read_text()).get(rank, "end")
-    _prepare_process()
+    requests = _prepare_process()
     (config.parent / f"pid-{rank}").write_text(str(os.getpid()))
     print(f"rank {rank} tty={sys.stdout.isatty()} threads={os.environ['OMP_NUM_THREADS']}", flush=True)
+    if behaviour in ("wait", "hang", "run out of time"):
+        return stop(behaviour, rank, requests)
+    return fail(behaviour, rank, config)
+
+
+def stop(behaviour, rank, requests) -> int:
+    if behaviour == "run out of time":
+        return 75
+    if behaviour == "hang":
+        time.sleep(120)
+    while requests.cause is None:
+        time.sleep(0.01)
+    time.sleep(0.5)  # the save
+    print(f"rank {rank} saved for {requests.cause.name}", flush=True)
+    requests.finish()
+    return requests.cause.exit_code
+
+
+def fail(behaviour, rank, config) -> int:
     if behaviour == "user error":
         record_failure(UserError(f"corpus of rank {rank} is damaged"))
         return 2
@@ -41,8 +60,6 @@ def main() -> int:
         while not (partner.exists() and partner.read_text()) or is_alive(int(partner.read_text())):
             time.sleep(0.001)
         raise ConnectionError("closed by peer")
-    if behaviour == "wait":
-        time.sleep(120)
     return 0
 
 

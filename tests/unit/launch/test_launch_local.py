@@ -169,16 +169,88 @@ def test_killed_launcher_leaves_no_orphans(tmp_path):
     assert f"the launcher (process {launcher.pid}) is gone" in (tmp_path / "logs/attempt-1/rank-1.stderr").read_text()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_to_the_launcher_stops_the_workers(tmp_path, number, code):
-    listen = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731 - a shell's `&` ignores SIGINT, and that stays
-    launcher = start_launcher(tmp_path, {0: "wait", 1: "wait"}, preexec_fn=listen, stderr=subprocess.PIPE, text=True)
-    pids = wait_for_workers(tmp_path)
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR2, 75)]
+
+
+def start_listening_launcher(folder, behaviour):
+    """A shell's `&` ignores SIGINT, nohup SIGHUP, and both stay so: this launcher was started by neither."""
+
+    def listen():
+        for number, _ in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    launcher = start_launcher(folder, behaviour, preexec_fn=listen, **pipes)
+    return launcher, wait_for_workers(folder)
+
+
+@pytest.mark.parametrize(("number", "code"), STOPS)
+def test_signal_to_the_launcher_asks_the_workers_and_waits_for_them(tmp_path, number, code):
+    launcher, pids = start_listening_launcher(tmp_path, {0: "wait", 1: "wait"})
     launcher.send_signal(number)
-    _, error = launcher.communicate(timeout=20)
+    out, error = launcher.communicate(timeout=20)
     assert launcher.returncode == code
-    assert error == f"loopcoder: stopped by {number.name}\n"
+    first, last = error.splitlines()
+    assert first == f"loopcoder: {number.name}: the run saves and stops; once more ends it at once"
+    assert last.startswith("loopcoder: time was up" if code == 75 else f"loopcoder: stopped by {number.name}")
+    cause = {129: "hangup", 130: "interrupt", 143: "term", 75: "usr2"}[code]
+    assert f"rank 0 saved for {cause}" in out, "the worker was ended by another signal than the launcher's"
+    assert f"rank 1 saved for {cause}" in (tmp_path / "logs/attempt-1/rank-1.stdout").read_text()
     assert not any(is_running(pid) for pid in pids)
+
+
+def test_second_signal_ends_workers_that_do_not_answer(tmp_path):
+    launcher, pids = start_listening_launcher(tmp_path, {0: "hang", 1: "hang"})
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.stderr.readline().startswith("loopcoder: SIGINT: the run saves")
+    time.sleep(0.5)
+    assert launcher.poll() is None and all(is_running(pid) for pid in pids), "the first one must wait for the save"
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(5) == 130
+    assert launcher.stderr.read() == "loopcoder: stopped by SIGINT\n"
+    wait_until_gone(pids, 1)
+
+
+def test_the_announced_end_may_begin_while_the_workers_save(tmp_path):
+    """SLURM sends SIGUSR2 ahead of the limit and SIGTERM at the limit; the second must not cost the save."""
+    launcher, _ = start_listening_launcher(tmp_path, {0: "wait", 1: "wait"})
+    launcher.send_signal(signal.SIGUSR2)
+    launcher.stderr.readline()
+    launcher.send_signal(signal.SIGTERM)
+    out, _ = launcher.communicate(timeout=20)
+    assert launcher.returncode == 75 and "rank 0 saved for usr2" in out
+
+
+def test_signal_to_one_worker_ends_the_run_with_its_code(tmp_path):
+    """Between real workers the request is agreed on; these take one each."""
+    launcher, pids = start_listening_launcher(tmp_path, {0: "wait", 1: "wait"})
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    _, error = launcher.communicate(timeout=20)
+    assert (launcher.returncode, error) == (143, "loopcoder: stopped by SIGTERM\n")
+
+
+def test_a_worker_that_fails_while_it_stops_is_a_failure_and_not_restarted(tmp_path):
+    launcher, pids = start_listening_launcher(tmp_path, {0: "wait", 1: "hang"})
+    launcher.send_signal(signal.SIGTERM)
+    launcher.stderr.readline()
+    os.kill(pids[1], signal.SIGKILL)
+    _, error = launcher.communicate(timeout=20)
+    assert launcher.returncode == 1 and "rank 1 was killed by SIGKILL" in error
+
+
+def test_running_out_of_time_is_neither_a_failure_nor_restarted(launch, tmp_path):
+    code, _, error = launch({0: "run out of time", 1: "run out of time"}, max_restarts=3)
+    assert code == 75 and error.startswith("loopcoder: time was up; the run saved and stopped")
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["attempt-1"]
+
+
+def test_the_end_of_a_failed_partner_is_not_taken_for_a_request(launch, tmp_path):
+    """torchrun's agent sends SIGTERM to the partners of a failed worker; they have nothing to save."""
+    started = time.monotonic()
+    code, _, _ = launch({0: "wait", 1: "raise"})
+    assert code == 1 and time.monotonic() - started < 20
+    assert "SIGTERM" not in (tmp_path / "logs/attempt-1/rank-0.stderr").read_text()
 
 
 def test_nohup_is_respected(tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.local import error_file, first_failure
+from launch.failures import error_file, first_failure
 from loopcoder_train import worker
 from loopcoder_train.config import ParallelConfig, UserError
 from loopcoder_train.runtime.failure import FailureRecorded, record_failure

@@ -1,0 +1,55 @@
+"""`loopcoder runs [DIR]`: every run below a folder, with its state."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from launch import slurm
+from loopcoder_train.cli import hydra_app
+from loopcoder_train.cli.arguments import parse
+from loopcoder_train.cli.run_state import RunState, find_runs, state_of
+from loopcoder_train.config.commands import RunsOptions
+from loopcoder_train.training.progress import scaled
+
+HEADINGS = ("run", "state", "step", "loss", "tokens/s", "where, why")
+
+
+def run(arguments: list[str]) -> int:
+    """Parse, compose, list."""
+    command = hydra_app.Command(name="runs", config_name="runs", schema=RunsOptions, execute=_execute)
+    return hydra_app.run(command, parse(arguments, positional="folder", paths=("folder",)))
+
+
+def _execute(options: RunsOptions) -> int:
+    runs = find_runs(Path(options.folder))
+    queue = slurm.queue() if runs and slurm.is_available() else []
+    states = [state_of(run_dir, queue) for run_dir in runs]
+    if options.json:
+        for state in states:
+            print(json.dumps(asdict(state)))
+    elif states:
+        print(table(states))
+    else:
+        print(f"{options.folder}: no runs")
+    return 0
+
+
+def table(states: list[RunState]) -> str:
+    """Aligned columns; the last one is as long as it has to be."""
+    rows = [HEADINGS, *(_row(state) for state in states)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
+    lines = (
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(state: RunState) -> tuple[str, ...]:
+    return (
+        state.run_dir,
+        state.state,
+        f"{state.step}/{state.num_steps}",
+        "" if state.loss is None else f"{state.loss:.4f}",
+        "" if state.tokens_per_second is None else scaled(state.tokens_per_second),
+        state.where or state.reason,
+    )
