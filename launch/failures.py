@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from loopcoder_train.config.process import EXIT_REQUEUE, STOP_SIGNALS, passed_on, signal_exit_code
+from loopcoder_train.config.process import EXIT_REQUEUE, FAILURE_RECORD, STOP_SIGNALS, passed_on, signal_exit_code
 
-_TAIL_BYTES = 20_000
+_TAIL_BYTES = 200_000
 _STOP_CODES = {EXIT_REQUEUE, *(signal_exit_code(number) for number in STOP_SIGNALS)}
 # How a worker ends that got a stop signal before it listened, or that torchrun's agent ended after its partners.
 _STOP_DEATHS = {-number for number in STOP_SIGNALS} | {-passed_on(number) for number in STOP_SIGNALS}
@@ -73,17 +73,26 @@ def first_failure(failures: Mapping[int, ProcessFailure], attempt_dir: Path) -> 
 
 
 def read_record(attempt_dir: Path, rank: int) -> dict[str, object]:
-    """message, time and user_error of a worker's error file; empty when it left none."""
+    """message, time and user_error of a worker's error file, or of its stderr's line of that kind; empty without."""
+    file = error_file(attempt_dir, rank)
     try:
-        content = json.loads(error_file(attempt_dir, rank).read_bytes())
+        content = json.loads(file.read_bytes() if file.exists() else _recorded_in_stderr(attempt_dir, rank))
         return {"message": content["message"]["message"], **content["message"]["extraInfo"]}
     except (OSError, ValueError, KeyError, TypeError):  # none, or killed while writing it
         return {}
 
 
-def _last_line(log: Path) -> str:
+def _recorded_in_stderr(attempt_dir: Path, rank: int) -> str:
+    lines = (line for line in _tail(stderr_file(attempt_dir, rank)) if line.startswith(FAILURE_RECORD))
+    return next(lines, "").removeprefix(FAILURE_RECORD)
+
+
+def _tail(log: Path) -> list[str]:
     try:
-        lines = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").split("\n")
+        return log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace").split("\n")
     except OSError:
-        return ""
-    return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+        return []
+
+
+def _last_line(log: Path) -> str:
+    return next((" ".join(line.split()) for line in reversed(_tail(log)) if line.strip()), "")

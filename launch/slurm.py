@@ -7,7 +7,6 @@ quoted.
 import hashlib
 import re
 import shlex
-import shutil
 import string
 import subprocess
 import sys
@@ -146,9 +145,9 @@ def cancel(job_id: str) -> None:
     _ask("scancel", job_id)
 
 
-def is_available() -> bool:
-    """Whether this machine has the commands of SLURM."""
-    return shutil.which("squeue") is not None
+def was_submitted(run_dir: Path) -> bool:
+    """Whether a job of this run folder may be in the queue. Of others SLURM, which may not answer, is not asked."""
+    return (run_dir / SCRIPT_FILE).is_file()
 
 
 def _ask(*command: str) -> str:

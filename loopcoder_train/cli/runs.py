@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
 
 def _execute(options: RunsOptions) -> int:
     runs = find_runs(Path(options.folder))
-    queue = slurm.queue() if runs and slurm.is_available() else []
+    queue = slurm.queue() if any(map(slurm.was_submitted, runs)) else []
     states = [state_of(run_dir, queue) for run_dir in runs]
     if options.json:
         for state in states:

@@ -34,7 +34,7 @@ def _execute(options: StopOptions) -> int:
     require(exists, "run_dir", run_dir, "holds no run", "`loopcoder runs` lists those there are")
     asked = _ask(run_dir)
     ended = _wait(run_dir, options.wait_seconds)
-    state = state_of(run_dir, _queue())
+    state = state_of(run_dir, slurm.queue() if slurm.was_submitted(run_dir) else [])
     if options.json:
         print(json.dumps(asdict(state)))
     else:
@@ -44,7 +44,7 @@ def _execute(options: StopOptions) -> int:
 
 def _ask(run_dir: Path) -> list[str]:
     """Ask whoever has the run, or is to have it, to stop; what was done, for people."""
-    jobs = slurm.jobs_of(run_dir) if slurm.is_available() else []
+    jobs = slurm.jobs_of(run_dir) if slurm.was_submitted(run_dir) else []
     holder = holder_of(run_dir)
     done = []
     for job in jobs:
@@ -79,15 +79,11 @@ def _wait(run_dir: Path, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while True:
         holders = holder_of(run_dir), holder_of(run_dir, LAUNCHER_LOCK)
-        if not any(holders) and not (slurm.is_available() and slurm.jobs_of(run_dir)):
+        if not any(holders) and not (slurm.was_submitted(run_dir) and slurm.jobs_of(run_dir)):
             return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL_SECONDS)
-
-
-def _queue() -> list[slurm.Job]:
-    return slurm.queue() if slurm.is_available() else []
 
 
 def _report(state: RunState, asked: list[str], ended: bool, seconds: float) -> str:

@@ -13,6 +13,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 LAUNCHER_PID = "LOOPCODER_LAUNCHER_PID"  # environment variable: the process that started a worker
+FAILURE_RECORD = "failure record: "  # begins the line of stderr with a worker's record where no file could be written
 END_TIME = "SLURM_JOB_END_TIME"  # environment variable: when SLURM ends the job, in Unix seconds
 
 # Each asks a run to save and stop. SIGUSR2 announces that time will be up: SLURM sends it ahead of a job's time limit.

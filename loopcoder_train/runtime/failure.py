@@ -6,6 +6,7 @@ records its error at once: before it leaves the process group, which is what the
 
 import json
 import os
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Self
 
 from data_pipeline.errors import DataError
 from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.process import FAILURE_RECORD
 
 USER_ERRORS = (UserError, DataError)
 
@@ -23,7 +25,7 @@ class HangError(RuntimeError):
 
 
 def record_failure(error: BaseException) -> None:
-    """Write `error` to the file that torchrun names, in torchrun's format; nowhere without torchrun.
+    """Write `error` to the file that torchrun names, in torchrun's format, or to stderr; nowhere without torchrun.
 
     The first record stays: what is raised later, while things are closed, is a consequence.
     """
@@ -44,8 +46,11 @@ def record_failure(error: BaseException) -> None:
     message = text if is_user_error else f"{kind}: {text}" if text else kind
     content = json.dumps({"message": {"message": message, "extraInfo": details}})
     temporary = Path(f"{path}.partial")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:  # the disk is full or read-only, which is perhaps the error; stderr is open since before that
+        print(f"{FAILURE_RECORD}{content}", file=sys.stderr, flush=True)
 
 
 class FailureRecorded:

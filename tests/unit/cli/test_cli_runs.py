@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import job_name
+from launch.slurm import SCRIPT_FILE, job_name
 from loopcoder_train.cli.run_state import WITHOUT_A_WORD
 from loopcoder_train.config.io import write_run_config
 from loopcoder_train.runtime.lock import RunLock, holder_of
@@ -114,8 +114,15 @@ def slurm(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def no_slurm(monkeypatch):
-    monkeypatch.setattr("launch.slurm.is_available", lambda: False)
+def broken_slurm(slurm):
+    """SLURM's commands are there and fail."""
+    (slurm.folder / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no contact' >&2; exit 1\n")
+
+
+def submitted(run_dir: Path) -> Path:
+    """`run_dir`, of which a job has been submitted."""
+    (run_dir / SCRIPT_FILE).touch()
+    return run_dir
 
 
 def listed(loopcoder, *arguments) -> dict[str, dict]:
@@ -124,7 +131,7 @@ def listed(loopcoder, *arguments) -> dict[str, dict]:
     return {Path(line["run_dir"]).name: line for line in map(json.loads, out.splitlines())}
 
 
-def test_every_state_from_files_only(workplace, loopcoder, hold, no_slurm):
+def test_every_state_from_files_only(workplace, loopcoder, hold, broken_slurm):
     make_run("a-new")
     make_run("b-finished", step=STEPS, ended=f"finished at step {STEPS}")
     make_run("c-stopped", step=4, ended="SIGTERM to rank 1 at step 4")
@@ -156,21 +163,21 @@ def test_every_state_from_files_only(workplace, loopcoder, hold, no_slurm):
     assert runs["e-running"]["num_steps"] == STEPS
 
 
-def test_a_users_error_explains_the_run(workplace, loopcoder, no_slurm):
+def test_a_users_error_explains_the_run(workplace, loopcoder, broken_slurm):
     run_dir = make_run("a", step=2)
     record_error(run_dir, "attempt-1", 0, "lost rank 1", time=10.0)
     record_error(run_dir, "attempt-1", 1, "data.corpus_dir=x: is damaged", time=11.0, user_error=True)
     assert listed(loopcoder)["a"]["reason"] == "data.corpus_dir=x: is damaged"
 
 
-def test_killed_while_it_saved_is_not_stopped(workplace, loopcoder, no_slurm):
+def test_killed_while_it_saved_is_not_stopped(workplace, loopcoder, broken_slurm):
     make_run("a", step=5, ended="SIGTERM to rank 1 at step 5", saved=False)
     run = listed(loopcoder)["a"]
     assert (run["state"], run["step"]) == ("failed", 5)
     assert run["reason"] == "killed while it saved; the last good checkpoint is that of step 0"
 
 
-def test_the_table(workplace, loopcoder, no_slurm):
+def test_the_table(workplace, loopcoder, broken_slurm):
     make_run("quick", step=4, ended="SIGTERM to rank 1 at step 4")
     make_run("sweep/model.num_loops=2")
     (Path("runs/quick/checkpoints/step-4")).mkdir(parents=True)
@@ -197,13 +204,14 @@ def test_the_table(workplace, loopcoder, no_slurm):
     assert code == 2 and error.count("\n") == 1 and "nowhere: no such folder" in error
 
 
-def test_flag_json_is_the_option(workplace, loopcoder, no_slurm):
+def test_flag_json_is_the_option(workplace, loopcoder, broken_slurm):
     make_run("a")
     assert loopcoder("runs", "--json") == loopcoder("runs", "json=true")
 
 
 def test_jobs_of_slurm(workplace, loopcoder, slurm, hold):
-    queued, running, requeued = make_run("queued"), make_run("running", step=3), make_run("requeued", step=4, ended="x")
+    made = make_run("queued"), make_run("running", step=3), make_run("requeued", step=4, ended="x")
+    queued, running, requeued = map(submitted, made)
     make_run("other")
     slurm.queue(
         f"11|{job_name(queued)}|PENDING|Resources|",
@@ -219,14 +227,13 @@ def test_jobs_of_slurm(workplace, loopcoder, slurm, hold):
     }  # fmt: skip
 
 
-def test_a_silent_slurm_is_said_and_not_taken_for_an_empty_queue(workplace, loopcoder, slurm):
-    make_run("a")
-    (slurm.folder / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no contact' >&2; exit 1\n")
+def test_a_silent_slurm_is_said_and_not_taken_for_an_empty_queue(workplace, loopcoder, broken_slurm):
+    submitted(make_run("a"))
     code, out, error = loopcoder("runs")
     assert (code, out) == (2, "") and "squeue: slurm_load_jobs error: no contact" in error
 
 
-def test_stop_asks_the_run_waits_and_says_what_became_of_it(workplace, loopcoder, hold, no_slurm):
+def test_stop_asks_the_run_waits_and_says_what_became_of_it(workplace, loopcoder, hold, broken_slurm):
     run_dir = make_run("a", step=7)
     pid = hold(run_dir)
     code, out, error = loopcoder("stop", str(run_dir))
@@ -237,13 +244,13 @@ def test_stop_asks_the_run_waits_and_says_what_became_of_it(workplace, loopcoder
     assert loopcoder("stop", str(run_dir)) == (0, f"runs/a: is not running; stopped, step 7 of {STEPS}\n", "")
 
 
-def test_stop_finds_a_run_that_is_starting(workplace, loopcoder, hold, no_slurm):
+def test_stop_finds_a_run_that_is_starting(workplace, loopcoder, hold, broken_slurm):
     run_dir = make_run("a")
     pid = hold(run_dir, "launcher")
     assert f"asked process {pid}" in loopcoder("stop", str(run_dir))[1]
 
 
-def test_stop_does_not_wait_forever_and_tells_failures(workplace, loopcoder, hold, no_slurm):
+def test_stop_does_not_wait_forever_and_tells_failures(workplace, loopcoder, hold, broken_slurm):
     hanging, dying = make_run("a", step=7), make_run("b", step=2)
     pid = hold(hanging, then="hang")
     code, out, _ = loopcoder("stop", str(hanging), "wait_seconds=0.5")
@@ -253,7 +260,7 @@ def test_stop_does_not_wait_forever_and_tells_failures(workplace, loopcoder, hol
     assert code == 1 and json.loads(out)["state"] == "failed"
 
 
-def test_a_run_on_another_machine_is_not_signalled_here(workplace, loopcoder, no_slurm):
+def test_a_run_on_another_machine_is_not_signalled_here(workplace, loopcoder, broken_slurm):
     run_dir = make_run("a", step=1)
     with RunLock(run_dir) as lock:
         lock.path.write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "since": "now"}))
@@ -265,20 +272,20 @@ def test_a_run_on_another_machine_is_not_signalled_here(workplace, loopcoder, no
 
 def test_stop_of_jobs(workplace, loopcoder, slurm, hold):
     """SIGINT, after which a job is not requeued; one that has not begun is taken out of the queue."""
-    waiting, starting = make_run("waiting"), make_run("starting")
+    waiting, starting = submitted(make_run("waiting")), submitted(make_run("starting"))
     for number, run_dir, state in ((21, waiting, "PENDING|Resources|"), (22, starting, "RUNNING|None|n1")):
         slurm.queue(f"{number}|{job_name(run_dir)}|{state}")
         code, out, error = loopcoder("stop", str(run_dir))
         assert (code, error) == (0, "") and f"cancelled job {number}, which had not begun; new" in out
         assert slurm.calls()[-1] == str(number)
-    running = make_run("running", step=2, ended="SIGINT to rank 0")
+    running = submitted(make_run("running", step=2, ended="SIGINT to rank 0"))
     with RunLock(running):
         slurm.queue(f"23|{job_name(running)}|RUNNING|None|n1")
         code, out, _ = loopcoder("stop", str(running), "wait_seconds=0")
     assert code == 1 and "asked job 23; still running" in out and slurm.calls()[-1] == "--signal=INT 23"
 
 
-def test_stop_of_nothing(workplace, loopcoder, no_slurm):
+def test_stop_of_nothing(workplace, loopcoder, broken_slurm):
     code, _, error = loopcoder("stop", "runs/none")
     assert code == 2 and "run_dir=runs/none: holds no run; `loopcoder runs`" in error
     assert "run_dir" in loopcoder("stop")[2]
