@@ -2,6 +2,7 @@
 # make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
 # make test        the test suite; test-parallel has the rest
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
+# make test-faults  real runs and a real SLURM, broken on purpose, about half an hour
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/ (40 minutes on two cores)
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: setup quickstart test lint bench test-gpu test-parallel clean
+.PHONY: setup quickstart test lint bench test-gpu test-parallel test-faults clean
 
 setup: $(VENV)/.installed
 
@@ -41,9 +42,13 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
 	$(BIN)/python -m tests.benchmarks.layouts
 	$(BIN)/python -m tests.benchmarks.checkpoint
+	$(BIN)/python -m tests.benchmarks.guards
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
