@@ -51,15 +51,16 @@ def error_file(attempt_dir: Path, rank: int) -> Path:
 def first_failure(failures: Mapping[int, ProcessFailure], attempt_dir: Path) -> Failure:
     """Which of the failed workers is the cause: when one dies, the others lose it and fail too, or are stopped.
 
-    failures: by rank. A user's error explains everything; then a death by a signal that is not the agent's own SIGTERM;
-    then the error recorded first.
+    failures: by rank. A user's error explains everything; then a hang, since whoever did not answer is killed at its
+    end; then a death by a signal that is not the agent's own SIGTERM; then the error recorded first.
     """
 
-    def order(rank: int) -> tuple[bool, bool, bool, float, int]:
+    def order(rank: int) -> tuple[bool, bool, bool, bool, float, int]:
         record, code = read_record(attempt_dir, rank), failures[rank].exitcode
         died = code < 0 and code != -signal.SIGTERM
         stopped = code == -signal.SIGTERM and not record
-        return not record.get("user_error"), not died, stopped, record.get("time", float("inf")), rank
+        hang = bool(record.get("hang"))
+        return not record.get("user_error"), not hang, not died, stopped, record.get("time", float("inf")), rank
 
     rank = min(failures, key=order)
     record, code = read_record(attempt_dir, rank), failures[rank].exitcode

@@ -3,7 +3,7 @@
 A thread looks at the heartbeat (`heartbeat.py`). When this process has made no progress for `timeout_seconds`, and no
 other process of the job for half of that, the job hangs: every process whose thread still runs records where it stands
 and which partners do not answer or are elsewhere, writes the Python stacks of all its threads to stderr and ends with
-exit code 1; the launcher then ends the rest. That is after 1 to 1.5 times `timeout_seconds`. A slow partner (one that
+exit code 1; the launcher then ends the rest. That is after 1 to 1.6 times `timeout_seconds`. A slow partner (one that
 writes a large file while the others wait) is no hang as long as its heartbeat counts on.
 
 A process that was stopped and goes on (`kill -STOP`, a suspended job) does not take the pause for a hang. One that
@@ -29,6 +29,7 @@ EXIT_HANG = 1
 _POLLS, _LONGEST_POLL_SECONDS = 50, 1.0  # how often the heartbeat is looked at during the time-out
 _PUBLICATIONS, _LONGEST_PUBLISH_SECONDS = 20, 5.0  # how often it is told to the others
 _SILENT_PUBLICATIONS = 4  # who has published nothing for so many intervals does not answer
+_LEAVING_PUBLICATIONS = 2  # intervals between the record and the end
 _NAMED = 8  # partners in a message
 
 
@@ -109,6 +110,8 @@ class Watchdog:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             print(f"watchdog: {message}; stacks of all threads:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        # The launcher ends everybody when one has ended: the others, a moment later, shall have written theirs too.
+        time.sleep(_LEAVING_PUBLICATIONS * self._publish_every)
         os._exit(EXIT_HANG)
 
 

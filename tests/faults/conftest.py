@@ -22,6 +22,8 @@ run_dir, world_size, max_restarts = Path(sys.argv[1]), int(sys.argv[2]), int(sys
 sys.exit(run_workers(run_dir / "run.yaml", world_size, max_restarts, run_dir / "logs", module="tests.faults.worker"))
 """
 TWO = "parallel.world_size=2"
+# So that something can be met between two steps.
+SLOWLY = ["evaluation.every_steps=1", "evaluation.batch_size=1", "evaluation.max_sequences_per_source=40"]
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +60,9 @@ class Job:
         return sorted(map(int, listing.stdout.split()), key=_rank_of)
 
     def kill_all(self) -> None:
-        """SIGKILL the launcher; the workers notice within a second."""
-        os.kill(self.process.pid, signal.SIGKILL)
+        """SIGKILL the workers and the launcher, at once."""
+        for pid in (*self.workers(), self.process.pid):
+            os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=60)
 
 

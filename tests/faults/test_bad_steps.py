@@ -2,8 +2,8 @@
 
 import pytest
 
-from loopcoder_train.checkpoint import find_checkpoint
-from tests.faults.conftest import TWO, events, start
+from loopcoder_train.checkpoint import checkpoints_of, find_checkpoint
+from tests.faults.conftest import SLOWLY, TWO, events, start
 from tests.integration.conftest import NUM_STEPS, losses, pretrain
 
 NAN = {"kind": "nan", "rank": 1, "batch": 5}
@@ -53,11 +53,11 @@ def test_all_ranks_skip_what_one_rank_cannot_use(straight):
 def test_killed_after_the_skip_and_resumed_equals_the_uninterrupted_run(tmp_path, corpus, straight, once):
     """Checkpoints are at 4, 8 and 12: killed before 8, the resumed attempt meets batch 5 again."""
     run_dir = tmp_path / "run"
-    job = start(run_dir, corpus, fault=NAN | {"once": once})
-    job.wait_for(lambda: len(events(run_dir, "step_skipped")) == 1)
+    job = start(run_dir, corpus, *SLOWLY, fault=NAN | {"once": once})
+    job.wait_for(lambda: len(events(run_dir, "step_skipped")) == 1 and checkpoints_of(run_dir))
     job.kill_all()
     assert find_checkpoint(run_dir).checkpoint.step == 4
-    outcome = finished(start(run_dir, corpus, fault=NAN | {"once": once}))
+    outcome = finished(start(run_dir, corpus, *SLOWLY, fault=NAN | {"once": once}))
     assert "resuming after step 4" in outcome.stdout
     if once:
         assert "an attempt before this one decided so" in outcome.stdout
@@ -75,10 +75,10 @@ def test_killed_after_a_rewind_and_resumed_equals_the_uninterrupted_run(tmp_path
     outcome = finished(start(straight, corpus, rewind, fault=fault))
     assert "back to the checkpoint of step 4, 2 step(s) are undone and their batches up to 6" in outcome.stdout
     assert find_checkpoint(straight).checkpoint.state["stream"]["position"] == 4 * (NUM_STEPS + 3)
-    job = start(run_dir, corpus, rewind, fault=fault)
+    job = start(run_dir, corpus, rewind, *SLOWLY, fault=fault)
     job.wait_for(lambda: len(events(run_dir, "step_rewound")) == 1)
     job.kill_all()
-    finished(start(run_dir, corpus, rewind, fault=fault))
+    finished(start(run_dir, corpus, rewind, *SLOWLY, fault=fault))
     assert_same_end(run_dir, straight)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loopcoder_train.checkpoint import checkpoints_of
-from tests.faults.conftest import TWO
+from tests.faults.conftest import SLOWLY, TWO
 from tests.integration.conftest import (
     NUM_STEPS,
     assert_one_line_error,
@@ -20,7 +20,6 @@ from tests.integration.conftest import (
 from tests.integration.running import Running, newest_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
-SLOWLY = ["evaluation.every_steps=1", "evaluation.batch_size=1", "evaluation.max_sequences_per_source=40"]
 
 
 @contextlib.contextmanager

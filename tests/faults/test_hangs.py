@@ -27,7 +27,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends_in_the_stated_time(tmp_path, c
     os.kill(victim, signal.SIGSTOP)
     stopped = time.monotonic()
     outcome = job.wait()
-    assert time.monotonic() - stopped < 1.5 * SECONDS + TORCHRUN_KILLS_AFTER_SECONDS + POLLS_AND_LAUNCHER_SECONDS
+    assert time.monotonic() - stopped < 1.6 * SECONDS + TORCHRUN_KILLS_AFTER_SECONDS + POLLS_AND_LAUNCHER_SECONDS
     assert outcome.code == 1
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("loopcoder: error")]
     assert "rank 0 failed with exit code 1 (HangError: no progress for" in line

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch.failures import error_file, first_failure
+from launch.failures import error_file, first_failure, read_record, stderr_file
 from loopcoder_train import worker
 from loopcoder_train.config import ParallelConfig, UserError
 from loopcoder_train.runtime.failure import FailureRecorded, record_failure
@@ -35,6 +35,13 @@ def test_error_is_recorded_as_torchrun_reads_it(tmp_path, monkeypatch):
     assert "what happened" in str(failure.message) and failure.timestamp > 0
 
 
+def test_without_room_for_a_file_the_record_goes_to_stderr_where_the_launcher_finds_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no such folder" / "error.json"))
+    record_failure(UserError("what happened"))
+    stderr_file(tmp_path, 0).write_text("before\n" + capsys.readouterr().err + "after\n")
+    assert read_record(tmp_path, 0)["message"] == "what happened" and read_record(tmp_path, 0)["user_error"] is True
+
+
 def test_missing_configuration_is_one_line_and_needs_no_torch(tmp_path):
     program = (
         "import sys; from loopcoder_train.worker import main; "
@@ -53,13 +60,14 @@ def test_missing_configuration_is_one_line_and_needs_no_torch(tmp_path):
         ({0: 1, 1: 1}, {0: (11.0, False), 1: (10.0, False)}, "rank 1 failed with exit code 1 (rank 1's error)"),
         ({0: -15, 1: 1}, {}, "rank 1 failed with exit code 1"),  # rank 0 was stopped by the agent
         ({0: -15, 1: 1}, {0: (10.0, False), 1: (11.0, False)}, "rank 0 failed"),  # stopped while it closed
+        ({0: 1, 1: -9}, {0: (10.0, "hang")}, "rank 0 failed with exit code 1 (rank 0's error)"),  # 1 did not answer
     ],
 )
 def test_the_cause_is_told_from_its_consequences(codes, records, cause, tmp_path):
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-    for rank, (when, user_error) in records.items():
-        details = {"timestamp": str(int(when)), "time": when, "user_error": user_error}
+    for rank, (when, kind) in records.items():
+        details = {"timestamp": str(int(when)), "time": when, "user_error": kind is True, "hang": kind == "hang"}
         record = {"message": {"message": f"rank {rank}'s error", "extraInfo": details}}
         error_file(tmp_path, rank).write_text(json.dumps(record))
     failures = {
