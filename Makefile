@@ -41,6 +41,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.step_time
 	$(BIN)/python -m tests.benchmarks.layouts
 	$(BIN)/python -m tests.benchmarks.checkpoint
+	$(BIN)/python -m tests.benchmarks.restart
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

@@ -71,7 +71,8 @@ def open_accounts(state: TrainingState, newest: Iterable[Record], clock: StartCl
         last = last or record
         if "running_seconds" in record and "elapsed_seconds" in record:
             first_began = min(first_began, record["time"] - record["elapsed_seconds"])
-            if record["attempt"] == last["attempt"]:  # which was still there when it wrote its last line
-                running = max(running, record["running_seconds"] + max(0.0, last["time"] - record["time"]))
+            # The attempt that told was still there when it wrote its last line; another one's says nothing about it.
+            there = last["time"] - record["time"] if last["attempt"] == record["attempt"] else 0.0
+            running = max(running, record["running_seconds"] + max(0.0, there))
             break
     return Accounts(first_began, running, clock.began)

@@ -212,6 +212,16 @@ def test_any_line_tells_how_long_an_attempt_was_there(tmp_path, world):
     check(tmp_path, kept=8 * STEP, elapsed=there + lost + second, running=there + second)
 
 
+@pytest.mark.parametrize(("attempt", "running"), [(3, 45.0), (4, 15.0)])
+def test_the_last_line_of_the_attempt_that_told_counts(world, attempt, running):
+    """An attempt that left a line and never said what was spent is not taken for a part of the one before."""
+    line = {"kind": "event", "event": "saved", "step": 4, "attempt": attempt, "time": 1e9 + 50}
+    told = {"kind": "train", "step": 2, "attempt": 3, "time": 1e9 + 20, "elapsed_seconds": 20, "running_seconds": 15}
+    world.now = 100.0
+    accounts = open_accounts(TrainingState(running_seconds=12.0), [line, told], StartClock("device"))
+    assert (accounts.first_began, accounts.running_before) == (1e9, running)
+
+
 def test_without_the_record_the_checkpoint_knows(tmp_path, world):
     attempt(tmp_path, world, kill_after=6)
     (tmp_path / METRICS_FILE).unlink()
