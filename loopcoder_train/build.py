@@ -30,7 +30,7 @@ from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.failure import FailureRecorded
-from loopcoder_train.runtime.heartbeat import HEART, beat, enter
+from loopcoder_train.runtime.heartbeat import HEART, enter
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
@@ -188,14 +188,15 @@ def build_stream(config: RunConfig, corpus: Corpus, plan: QuotaPlan) -> TokenStr
 
 def build_engine(config: RunConfig, device: torch.device) -> Engine:
     """The engine that `config.engine` names. Megatron is imported only when it is asked for."""
-    enter("building the engine", part="engine")
+    enter("importing the engine", part="imports")
     if config.engine is EngineKind.plain:
         from loopcoder_train.engines.plain import PlainEngine
 
+        enter("building the engine", part="engine")
         return PlainEngine(config, device)
     from loopcoder_train.engines.megatron import MegatronEngine
 
-    beat()
+    enter("building the engine", part="engine")
     return MegatronEngine(config, device)
 
 

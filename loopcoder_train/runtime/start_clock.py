@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from loopcoder_train.config.process import LAUNCHER_BEGAN, process_began
 
 # In the order of a start. start: from the launcher's beginning to this process; imports: this process until it knows
-# what to do and has torch; load_checkpoint: or another run's weights; records: metrics.jsonl and the loggers.
+# what to do and has torch, and later Megatron; load_checkpoint: or another run's weights; records: metrics.jsonl and
+# the loggers.
 PARTS = (
     "start",
     "imports",
