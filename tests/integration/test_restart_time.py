@@ -68,7 +68,7 @@ def test_the_parts_add_up_to_what_a_clock_outside_saw(made):
         began = event["time"] - event["ready_seconds"]
         assert before - 0.05 < began < after + NEAR
         # The launcher takes seconds before it starts a worker, and a worker until it has torch.
-        assert min(event["parts"]["start"], event["parts"]["imports"], event["parts"]["engine"]) > 0.1
+        assert min(event["parts"]["start"], event["parts"]["imports"]) > 0.3
 
 
 def test_the_share_of_steps_that_were_kept(made):
