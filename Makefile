@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.layouts
 	$(BIN)/python -m tests.benchmarks.checkpoint
 	$(BIN)/python -m tests.benchmarks.guards
+	$(BIN)/python -m tests.benchmarks.restart
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

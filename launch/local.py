@@ -29,13 +29,17 @@ from loopcoder_train.config.process import (
     EXIT_FAILURE,
     EXIT_REQUEUE,
     EXIT_USER_ERROR,
+    LAUNCHER_BEGAN,
     LAUNCHER_PID,
+    process_began,
     signal_exit_code,
 )
 
 # The one signal that is torchrun's agent's: it ends the workers, saved or not. Where it is ignored it stays so.
 _AGENT_SIGNAL = "SIGQUIT"
 _AGENT_LOGGER = "torch.distributed.elastic"
+
+_idle_since: float | None = None  # time.monotonic() when the last attempt of this process ended; None before the first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,10 +198,12 @@ def _agent_log(attempt_dir: Path) -> Path:
 def _process_state(attempt_dir: Path, threads: int) -> Iterator[None]:
     """What workers inherit and torchrun's agent changes in this process, undone afterwards: a sweep runs many.
 
-    Workers get their number of threads (unless the user set it) and this process's id; the agent's own log goes to a
-    file; the signal handler that it installs is taken out again.
+    Workers get their number of threads (unless the user set it), this process's id and when it began with them; the
+    agent's own log goes to a file; the signal handler that it installs is taken out again.
     """
-    variables = {LAUNCHER_PID: str(os.getpid())}
+    global _idle_since
+    began = process_began() if _idle_since is None else _idle_since  # what the launcher does before is part of a start
+    variables = {LAUNCHER_PID: str(os.getpid()), LAUNCHER_BEGAN: repr(began)}
     if "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(threads)
     before = {name: os.environ.get(name) for name in (*variables, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
@@ -211,6 +217,7 @@ def _process_state(attempt_dir: Path, threads: int) -> Iterator[None]:
     try:
         yield
     finally:
+        _idle_since = time.monotonic()
         logger.removeHandler(agent_log)
         logger.propagate = propagate
         agent_log.close()

@@ -30,20 +30,22 @@ from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.failure import FailureRecorded
-from loopcoder_train.runtime.heartbeat import beat, enter
+from loopcoder_train.runtime.heartbeat import HEART, enter
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.runtime.partners import Partners
 from loopcoder_train.runtime.signals import StopCause, StopRequests
+from loopcoder_train.runtime.start_clock import StartClock
 from loopcoder_train.runtime.watchdog import Watchdog
+from loopcoder_train.training.accounts import Accounts, open_accounts
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
-from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter
+from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter, newest_records
 from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
 from loopcoder_train.training.replicas import RecomputeHook, ReplicaHook
@@ -51,6 +53,7 @@ from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
 from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
 from loopcoder_train.training.slow_ranks import SlowRankHook
+from loopcoder_train.training.start_hook import StartHook
 from loopcoder_train.training.state import TrainingState
 from loopcoder_train.training.step_history import StepHistory
 from loopcoder_train.training.stop_deadline import deadline_of
@@ -74,25 +77,28 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
     Raises UserError or DataError (one line for the person who started the run) for whatever they can mend.
     """
     with ExitStack() as stack:
+        clock = stack.enter_context(start_clock())
         process = stack.enter_context(worker_process(config, requests))
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
-        enter("opening the corpus")
+        enter("opening the corpus", part="corpus")
         corpus = Corpus.open(config.data.corpus_dir)
         stack.callback(corpus.close)
         plan = plan_mixture(config, corpus.manifest)
         stream = build_stream(config, corpus, plan)
         engine = build_engine(config, process.device)
-        enter("loading the checkpoint")
         snapshot = resume(config, engine, process, console)
         state = snapshot.training if snapshot else TrainingState()
         origin = None
         if snapshot:
             check_position(config, stream, snapshot)
         else:
+            enter("setting the first weights", part="load_checkpoint")
             origin = init_weights(config, engine, corpus.manifest.tokenizer_hash)
             for note in (*(f"mixture: {note}" for note in plan.notes), *(origin.notes if origin else ())):
                 console.note(note)
+        enter("opening the records", part="records")
+        accounts = accounts_of_attempt(config, process, state, clock)
         metrics = stack.enter_context(open_metrics(config, process, snapshot))
         if origin:
             said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
@@ -115,19 +121,32 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
             state=state,
             history=restored_history(config, snapshot),
             stop_after_step=config.training.stop_after_step,
+            accounts=accounts,
         )
         if state.step >= run.last_step:
             console.note(f"nothing left to do: training.num_steps or stop_after_step is {run.last_step}")
         agreement = build_agreement(config, requests, engine, process)
         stop = StopHook(agreement)
-        fit(run, [*build_hooks(config, corpus, stream, engine, process, console, snapshot, agreement), stop])
+        hooks = build_hooks(config, corpus, stream, engine, process, console, snapshot, agreement)
+        fit(run, [StartHook(clock), *hooks, stop])
         console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
         return stop.cause_of_the_end(run)
 
 
 @contextmanager
+def start_clock() -> Iterator[StartClock]:
+    """The clock of this process's start; one that begins here where nobody started one, and no longer than this run."""
+    clock = HEART.clock = HEART.clock or StartClock("device")
+    try:
+        yield clock
+    finally:
+        HEART.clock = None
+
+
+@contextmanager
 def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Process]:
     """Threads, logging, device, process group, and on rank 0 the lock of the run_dir."""
+    enter("the start of the device", part="device")
     rank = distributed.rank()
     setup_logging(rank)
     device = choose_device(config.training.device, distributed.local_rank())
@@ -141,7 +160,7 @@ def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Proces
         watchdog = None if hang_timeout is None else stack.enter_context(Watchdog(hang_timeout))
         if rank == 0:
             stack.enter_context(RunLock(config.run_dir))
-        enter("the rendezvous")
+        enter("the rendezvous", part="rendezvous")
         distributed.init_process_group(device, distributed.timeout_seconds(hang_timeout))
         if watchdog is not None:
             watchdog.meet(Partners.of_this_job(rank, distributed.world_size()))
@@ -169,14 +188,15 @@ def build_stream(config: RunConfig, corpus: Corpus, plan: QuotaPlan) -> TokenStr
 
 def build_engine(config: RunConfig, device: torch.device) -> Engine:
     """The engine that `config.engine` names. Megatron is imported only when it is asked for."""
-    enter("building the engine")
+    enter("importing the engine", part="imports")
     if config.engine is EngineKind.plain:
         from loopcoder_train.engines.plain import PlainEngine
 
+        enter("building the engine", part="engine")
         return PlainEngine(config, device)
     from loopcoder_train.engines.megatron import MegatronEngine
 
-    beat()
+    enter("building the engine", part="engine")
     return MegatronEngine(config, device)
 
 
@@ -185,6 +205,7 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
 
     Raises UserError when every checkpoint that once was good is damaged: starting over would hide the loss.
     """
+    enter("finding the checkpoint", part="find_checkpoint")
     found = find_checkpoint(Path(config.run_dir))
     for reason in found.rejected:
         console.note(f"WARNING: checkpoint passed over: {reason}")
@@ -196,6 +217,7 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
             )
         return None
     check_options(config, RunSnapshot.from_json(found.checkpoint.state))
+    enter("loading the checkpoint", part="load_checkpoint")
     snapshot = restore(
         found.checkpoint, engine, rank=process.rank, world_size=process.world_size, device=process.device
     )
@@ -244,6 +266,14 @@ def restored_history(config: RunConfig, snapshot: RunSnapshot | None) -> StepHis
     """What the checkpoint knows about the last steps, or nothing yet."""
     length = config.guards.history_steps
     return StepHistory.from_json(snapshot.history, length) if snapshot else StepHistory(length)
+
+
+def accounts_of_attempt(config: RunConfig, process: Process, state: TrainingState, clock: StartClock) -> Accounts:
+    """What was spent before this attempt; called before it writes its first record. Rank 0's are told and saved."""
+    newest = newest_records(Path(config.run_dir) / METRICS_FILE) if process.rank == 0 else ()
+    accounts = open_accounts(state, newest, clock)
+    state.first_began, state.running_seconds = accounts.first_began, accounts.running_seconds
+    return accounts
 
 
 def open_metrics(config: RunConfig, process: Process, snapshot: RunSnapshot | None) -> Metrics:

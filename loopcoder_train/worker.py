@@ -20,8 +20,10 @@ from loopcoder_train.config.process import EXIT_USER_ERROR, LAUNCHER_PID
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.training import Device
 from loopcoder_train.runtime.failure import USER_ERRORS, record_failure
+from loopcoder_train.runtime.heartbeat import HEART
 from loopcoder_train.runtime.parent_watch import watch_parent
 from loopcoder_train.runtime.signals import StopRequests
+from loopcoder_train.runtime.start_clock import StartClock
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     requests = _prepare_process()
+    HEART.clock = StartClock.of_this_process(os.environ)
     try:
         config = read_run_config(options.config)
         check_world_size(config, _environment_int("WORLD_SIZE"))

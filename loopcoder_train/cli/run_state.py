@@ -11,6 +11,7 @@ from loopcoder_train.cli.submit import LAUNCHER_LOCK
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
 from loopcoder_train.runtime.lock import Holder, holder_of
+from loopcoder_train.training.accounts import EFFECTIVE
 from loopcoder_train.training.metrics import METRICS_FILE, Record, newest_records
 
 WITHOUT_A_WORD = "ended without a word: killed, or its machine went down"
@@ -28,6 +29,7 @@ class RunState:
     tokens_per_second: float | None
     where: str  # host:process or SLURM job; empty when it is nowhere
     reason: str  # how it ended, or why it waits
+    effective_training_share: float | None = None  # of all time since its first start (training/accounts.py)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def state_of(run_dir: Path, queue: Sequence[Job] = ()) -> RunState:
     holder = holder_of(run_dir) or holder_of(run_dir, LAUNCHER_LOCK)
     state, where, reason = _situation(run_dir, records, job, holder, done=step >= num_steps)
     numbers = trained.get("loss"), trained.get("tokens_per_second")
-    return RunState(str(run_dir), state, step, num_steps, *numbers, where, reason)
+    return RunState(str(run_dir), state, step, num_steps, *numbers, where, reason, trained.get(EFFECTIVE))
 
 
 def _says_where_it_stands(record: Record) -> bool:

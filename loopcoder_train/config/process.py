@@ -4,7 +4,10 @@ docs/operations.md has each exit code with its remedy. 128 + N: stopped by signa
 system.
 """
 
+import os
 import signal
+import time
+from pathlib import Path
 
 EXIT_FAILURE = 1  # a defect, a lost machine, a killed worker; the log says which
 EXIT_USER_ERROR = 2  # one line says what to mend; starting again without that ends the same way
@@ -14,10 +17,18 @@ EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 LAUNCHER_PID = "LOOPCODER_LAUNCHER_PID"  # environment variable: the process that started a worker
 FAILURE_RECORD = "failure record: "  # begins the line of stderr with a worker's record where no file could be written
+LAUNCHER_BEGAN = "LOOPCODER_LAUNCHER_BEGAN"  # environment variable: when it began this attempt, as time.monotonic()
 END_TIME = "SLURM_JOB_END_TIME"  # environment variable: when SLURM ends the job, in Unix seconds
 
 # Each asks a run to save and stop. SIGUSR2 announces that time will be up: SLURM sends it ahead of a job's time limit.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+
+def process_began() -> float:
+    """When the system started this process, on the clock of `time.monotonic`, to a hundredth of a second."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()  # the name before may hold blanks
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age
 
 
 def signal_exit_code(number: int) -> int:

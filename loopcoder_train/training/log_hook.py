@@ -23,7 +23,7 @@ class LogHook(Hook):
         run.state.attempt = run.metrics.attempt
         step = run.state.step
         name, message = ("resumed", f"resumed after step {step}") if step else ("started", "started")
-        run.metrics.event(name, step, f"{message} of {run.num_steps}", tokens=run.state.tokens)
+        run.metrics.event(name, step, f"{message} of {run.num_steps}", tokens=run.state.tokens, **run.accounts.spent())
 
     def after_step(self, run: Run, step: Step) -> None:
         """Count the step; write when it is due."""
@@ -48,6 +48,7 @@ class LogHook(Hook):
             "lr": step.learning_rate,
             "grad_norm": step.grad_norm,
             **self._meter.read().metrics(),
+            **run.accounts.metrics(run.state.kept_seconds),
         }
         run.metrics.write("train", step.number, values)
         run.console.progress(step.number, run.num_steps, values, force=force or step.number == run.last_step)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from loopcoder_train.engines.engine import Engine, StepResult
 from loopcoder_train.runtime.heartbeat import enter
+from loopcoder_train.training.accounts import Accounts
 from loopcoder_train.training.batch import NumpyBatch, to_micro_batch
 from loopcoder_train.training.metrics import Metrics
 from loopcoder_train.training.progress import Console
@@ -50,6 +51,7 @@ class Run:
     history: StepHistory = field(default_factory=StepHistory)  # kept by whoever judges steps, saved with `state`
     stop_after_step: int | None = None  # stop here although the schedule runs to num_steps
     stop_reason: str | None = None  # set by a hook, on every rank at the same step, to end the run cleanly
+    accounts: Accounts = field(default_factory=Accounts)  # of the time; by default the run begins now
     save_seconds: float | None = None  # how long the last save took; None before the first of this attempt
 
     @property
@@ -91,7 +93,7 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
     """Train from `run.state.step` to `run.last_step` and return the final state."""
     try:
         for hook in hooks:
-            enter(f"{hook.doing} at the start")
+            enter(f"{hook.doing} at the start", part="hooks")
             hook.on_start(run)
         while run.state.step < run.last_step and run.stop_reason is None:
             step = train_one_step(run, hooks)
@@ -113,18 +115,21 @@ def fit(run: Run, hooks: Sequence[Hook]) -> TrainingState:
 def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
     """The next batch, its learning rate, one optimizer step if every hook accepts it; advances `run.state`."""
     started = time.perf_counter()
-    enter(f"step {run.state.step + 1}, waiting for data")
+    enter(f"step {run.state.step + 1}, waiting for data", part="first_batch")
     batches = next(run.data)
     arrived = time.perf_counter()
-    enter(f"step {run.state.step + 1}, forward, backward and update")
+    enter(f"step {run.state.step + 1}, forward, backward and update", part="first_step")
     learning_rate = run.learning_rate(run.state.tokens + run.tokens_per_step)
     result = run.engine.train_step(
         [to_micro_batch(batch) for batch in batches],
         learning_rate,
         accept=lambda result: all(hook.accepts(run, result) for hook in hooks),
     )
+    seconds = time.perf_counter() - started
     number = run.state.step + 1
+    run.state.running_seconds = run.accounts.running_seconds
     if result.updated:
+        run.state.kept_seconds += seconds
         run.state.step += 1
         run.state.tokens += run.tokens_per_step
         run.state.supervised_tokens += result.supervised_tokens
@@ -140,5 +145,5 @@ def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
         tokens=run.tokens_per_step,
         batches=batches,
         data_wait_seconds=arrived - started,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )

@@ -1,11 +1,15 @@
 """Where a run stands: the few numbers that are not tensors and not the engine's or the stream's."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(slots=True)
 class TrainingState:
-    """Counters of the whole run over all attempts. Saved with every checkpoint, equal on every rank but `attempt`."""
+    """Counters of the whole run over all attempts. Saved with every checkpoint, equal on every rank but `attempt`.
+
+    The three times (training/accounts.py) are each rank's own, and rank 0's are saved. They are no part of equality:
+    runs that are equal bit for bit take different times.
+    """
 
     step: int = 0  # optimizer steps done that these weights are made of
     tokens: int = 0  # positions trained, padding and document ends included
@@ -15,6 +19,9 @@ class TrainingState:
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
     best_step: int | None = None
     evaluation_owed: bool = False  # a stop cut the evaluation of `step` short: the next attempt begins with it
+    kept_seconds: float = field(default=0.0, compare=False)  # of the steps that these weights are made of
+    running_seconds: float = field(default=0.0, compare=False)  # in which an attempt was running, whatever came of it
+    first_began: float | None = field(default=None, compare=False)  # when the first attempt began, Unix seconds
 
     @property
     def batches(self) -> int:
@@ -24,7 +31,14 @@ class TrainingState:
     def gone_back_to(self, saved: "TrainingState") -> "TrainingState":
         """The state after `saved`, an earlier one of this run, was loaded: the data goes on where it stands."""
         discarded = self.batches - saved.step
-        return replace(saved, attempt=self.attempt, discarded_batches=discarded, evaluation_owed=False)
+        return replace(
+            saved,
+            attempt=self.attempt,
+            discarded_batches=discarded,
+            evaluation_owed=False,
+            running_seconds=self.running_seconds,
+            first_began=self.first_began,
+        )
 
     def to_json(self) -> dict[str, int | float | bool | None]:
         """A flat JSON object that :meth:`from_json` reads back."""

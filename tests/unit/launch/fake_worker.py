@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.process import LAUNCHER_BEGAN
 from loopcoder_train.runtime.failure import record_failure
 from loopcoder_train.worker import _prepare_process
 
@@ -21,6 +22,8 @@ def main() -> int:
     behaviour = json.loads(config.read_text()).get(rank, "end")
     requests = _prepare_process()
     (config.parent / f"pid-{rank}").write_text(str(os.getpid()))
+    with (config.parent / f"began-{rank}").open("a") as began:
+        began.write(os.environ.get(LAUNCHER_BEGAN, "") + "\n")
     print(f"rank {rank} tty={sys.stdout.isatty()} threads={os.environ['OMP_NUM_THREADS']}", flush=True)
     if behaviour in ("wait", "hang", "run out of time"):
         return stop(behaviour, rank, requests)

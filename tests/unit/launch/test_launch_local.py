@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from launch import local
 from launch.local import run_workers
+from loopcoder_train.config.process import process_began
 
 pytestmark = pytest.mark.distributed
 FAKE = "tests.unit.launch.fake_worker"
@@ -125,6 +127,15 @@ def test_failure_is_restarted_as_often_as_asked(launch, tmp_path):
 def test_real_worker_carries_its_user_error_through(launch, tmp_path):
     code, _, error = launch({0: 1}, module="loopcoder_train.worker")
     assert code == 2 and error.startswith(f"loopcoder: error: {tmp_path}/run.yaml: ") and error.count("\n") == 1
+
+
+def test_workers_know_when_their_launcher_began_with_them(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_idle_since", None)
+    before = time.monotonic()
+    launch({0: "raise"}, nproc=1, max_restarts=1)
+    first, second = map(float, (tmp_path / "began-0").read_text().split())
+    assert first == pytest.approx(process_began(), abs=0.05), "all that the launcher did before is part of the start"
+    assert before < second < time.monotonic(), "a restart begins where the attempt before it ended"
 
 
 def start_launcher(folder, behaviour, **options):

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from loopcoder_train.config import CheckpointConfig, Precision, RunConfig, Train
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.model.state import TensorShard
 from loopcoder_train.training import checkpoint_hook
+from loopcoder_train.training import loop as loop_module
+from loopcoder_train.training.accounts import Accounts
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
@@ -99,8 +102,11 @@ def hashes(run_dir, step):
 
 
 @pytest.mark.parametrize("precision", Precision)
-def test_steps_during_the_write_change_no_byte(tmp_path, disk, precision):
+def test_steps_during_the_write_change_no_byte(tmp_path, disk, precision, monkeypatch):
     """Step 4 is written while 5 and 6 overwrite weights and moments in place: the same files as a synchronous save."""
+    # What the two runs took is saved too, and differs: the clocks stand still.
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(Accounts, "running_seconds", 0.0)
     training = TrainingConfig(num_steps=6, global_batch_size=BATCH, micro_batch_size=BATCH, precision=precision)
     config = RunConfig(run_dir="unused", model=replace(TINY, num_loops=2), training=training)
 
@@ -227,8 +233,11 @@ def test_what_the_save_in_flight_met_is_told_beside_the_error_that_ends_the_run(
 BREAK_WHILE_WRITING = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from loopcoder_train.checkpoint import save
 from loopcoder_train.training import checkpoint_hook
+from loopcoder_train.training import loop as loop_module
+from loopcoder_train.training.accounts import Accounts
 from tests.unit.training.test_async_checkpoints import At, fail, train
 save.write_tensors = lambda path, tensors: time.sleep(600)
 checkpoint_hook.CLOSE_SECONDS = 0.2
