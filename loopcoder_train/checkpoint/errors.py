@@ -1,5 +1,6 @@
 """What can be wrong with a checkpoint: it cannot be read (the user's matter) or not be written (the disk's)."""
 
+from loopcoder_train.checkpoint.room import Shortage
 from loopcoder_train.config.errors import UserError
 
 
@@ -13,3 +14,11 @@ class SaveFailed(OSError):  # noqa: N818 - an event of the disk that training su
     Nothing of the attempt is left that could be taken for a checkpoint, and earlier checkpoints are untouched, so
     training may log it and go on.
     """
+
+
+class NoRoom(SaveFailed):
+    """A save that was not begun because the file system has not enough room for it; as SaveFailed."""
+
+    def __init__(self, step: int, shortage: Shortage) -> None:
+        super().__init__(f"checkpoint of step {step} was not begun: it {shortage}")
+        self.shortage = shortage
