@@ -2,26 +2,15 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopcoder_train.checkpoint.errors import Shortage
 from loopcoder_train.checkpoint.index import Index, index_bytes, total_bytes
 
 # Above what is counted: headers and manifest (by box), and the blocks that names and small files take.
 _BYTES_PER_BOX = 512
 _BYTES_BESIDE = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """What a save needs and what the file system has free for this user, in bytes."""
-
-    needed_bytes: int
-    free_bytes: int
-
-    def __str__(self) -> str:
-        return f"needs {self.needed_bytes:,} bytes, {self.free_bytes:,} are free"
 
 
 def bytes_of_save(index: Index, state: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from loopcoder_train.checkpoint.checkpoint import Checkpoint
 from loopcoder_train.checkpoint.durable import replace_durably, sync_folder, write_durably
-from loopcoder_train.checkpoint.errors import CheckpointError, NoRoom, SaveFailed
+from loopcoder_train.checkpoint.errors import CheckpointError, NoRoom, SaveFailed, Shortage
 from loopcoder_train.checkpoint.index import Index, build_index, file_names, index_bytes
 from loopcoder_train.checkpoint.integrity import (
     FileRecord,
@@ -46,7 +46,7 @@ from loopcoder_train.checkpoint.layout import (
 )
 from loopcoder_train.checkpoint.ranks import Ranks
 from loopcoder_train.checkpoint.retention import clean_leftovers, prune
-from loopcoder_train.checkpoint.room import Shortage, bytes_of_save, shortage
+from loopcoder_train.checkpoint.room import bytes_of_save, shortage
 from loopcoder_train.checkpoint.snapshot import Snapshot, take_snapshot
 from loopcoder_train.checkpoint.tensors import write_tensors
 from loopcoder_train.model.state import TensorShard

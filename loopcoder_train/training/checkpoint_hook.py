@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from loopcoder_train.checkpoint import AsyncSaver, NoRoom, Ranks, SaveFailed, SaveReport, save_checkpoint
-from loopcoder_train.checkpoint.room import Shortage
+from loopcoder_train.checkpoint.errors import Shortage
 from loopcoder_train.config import CheckpointConfig, UserError
 from loopcoder_train.training.loop import Hook, Run, Step
 from loopcoder_train.training.resume import Json, RunSnapshot, rank_state
