@@ -16,13 +16,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loopcoder_train.checkpoint.checkpoint import Checkpoint
-from loopcoder_train.checkpoint.durable import replace_durably, sync_folder, write_durably
+from loopcoder_train.checkpoint.durable import publish, replace_durably, sync_folder, write_durably
 from loopcoder_train.checkpoint.errors import CheckpointError, NoRoom, SaveFailed, Shortage
 from loopcoder_train.checkpoint.index import Index, build_index, file_names, index_bytes
 from loopcoder_train.checkpoint.integrity import (
@@ -34,7 +33,6 @@ from loopcoder_train.checkpoint.integrity import (
     manifest_bytes,
 )
 from loopcoder_train.checkpoint.layout import (
-    COMMIT,
     FORMAT_VERSION,
     INDEX,
     LATEST,
@@ -95,7 +93,8 @@ def save_checkpoint(
     `keep_every_steps` stay, older ones are deleted. Saving a step again replaces it.
 
     Raises SaveFailed (an OSError), the same on every rank, when the file system refused, and its NoRoom before anything
-    is written when the checkpoint does not fit: nothing is lost but this checkpoint. Raises AssertionError when the owned shards do not cover every tensor exactly once.
+    is written when the checkpoint does not fit: nothing is lost but this checkpoint. Raises AssertionError when the
+    owned shards do not cover every tensor exactly once.
     """
     snapshot = take_snapshot(step, shards, state, rank_state)
     return write_snapshot(
@@ -201,21 +200,7 @@ def _commit(
     check_presence(temporary, manifest)  # also finds ranks that wrote to another, unshared file system
     sync_folder(temporary)
 
-    folder = temporary.parent
-    final, former = folder / final_name(step), None
-    try:
-        if final.exists():
-            former = final.rename(folder / unique_name(step, "old"))
-        temporary.rename(final)
-        sync_folder(folder)
-        replace_durably(final / COMMIT, commit_bytes(manifest_record.sha256))
-    except OSError:
-        with suppress(OSError):
-            final.rename(temporary)
-        with suppress(OSError):
-            if former is not None:
-                former.rename(final)
-        raise
+    final = publish(temporary, step, commit_bytes(manifest_record.sha256))
     total = sum(record.size_bytes for record in [*records, manifest_record])
     return SaveReport(final, total, 0.0, 0.0, 0.0, commit_seconds=time.perf_counter() - start)
 

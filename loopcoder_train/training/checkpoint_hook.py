@@ -78,6 +78,11 @@ class CheckpointHook(Hook):
         """The run may have gone back to the last good checkpoint."""
         self._saved_at = min(self._saved_at, run.state.step)
 
+    @property
+    def saved_at(self) -> int:
+        """Step of the last good checkpoint as far as this rank knows without waiting; 0 without one."""
+        return self._saved_at
+
     def last_saved(self, run: Run) -> int:
         """Step of the last good checkpoint, 0 without one, after waiting for the save in flight. Collective."""
         if self._in_flight:
@@ -216,8 +221,8 @@ class CheckpointHook(Hook):
         """Once, ahead of time; again only after there was room in between."""
         if shortage is not None and not self._told_low:
             message = (
-                f"{run.run_dir}: the next checkpoint will not fit: it {shortage}; make room (`loopcoder checkpoint list "
-                "RUN` shows what it holds, or checkpoint.keep_last) or it is not written"
+                f"{run.run_dir}: the next checkpoint will not fit: it {shortage}; make room (`loopcoder checkpoint "
+                "list RUN` shows what it holds, or checkpoint.keep_last) or it is not written"
             )
             run.metrics.event("disk_low", run.state.step, message, **asdict(shortage))
             run.console.note(f"WARNING: {message}")

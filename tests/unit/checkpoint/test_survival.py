@@ -16,7 +16,14 @@ import torch
 
 from loopcoder_train.checkpoint import Checkpoint, NoRoom, SaveFailed, checkpoints_of, find_checkpoint
 from loopcoder_train.checkpoint import save as save_module
-from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step, save_step_in_a_thread, tensors_of
+from tests.unit.checkpoint.builders import (
+    assert_holds,
+    cut,
+    save_on_ranks,
+    save_step,
+    save_step_in_a_thread,
+    tensors_of,
+)
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree")
 
