@@ -23,6 +23,7 @@ def write_through(run_dir, sinks, records=RECORDS):
     assert found == list(range(1, records + 1)), "metrics.jsonl has every step"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 def test_tensorboard_on_a_full_disk(tmp_path, caplog):
     with small_disk(tmp_path / "disk", "16k") as disk:
         sink = GuardedSink("tensorboard", lambda: TensorBoardSink(disk / "tensorboard", resumed_step=0))
@@ -51,11 +52,14 @@ def test_wandb_offline_without_a_folder_that_can_be_written(tmp_path, caplog):
         config = LoggingConfig(wandb=WandbMode.offline)
         sinks = open_sinks(config, disk, wandb_id="abc123", resumed_step=0, run_config={})
         write_through(tmp_path, sinks, records=20)
+    assert caplog.text.count("wandb failed and is switched off") == 1
+    assert "Read-only file system" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENETUNREACH, "Network is unreachable"), SystemError("x"), TimeoutError()]
-)
+UNREACHABLE = OSError(errno.ENETUNREACH, "Network is unreachable")
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, SystemError("x"), TimeoutError()])
 def test_wandb_online_that_cannot_be_reached(tmp_path, caplog, monkeypatch, error):
     def refuse(*_, **__):
         raise error
