@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -24,6 +25,7 @@ FORMAT = "loopcoder-corpus"
 VERSION = 1
 MANIFEST_FILE, TOKENIZER_FILE, LEDGER_FILE = "manifest.json", "tokenizer.json", "ledger.json"
 SPLITS = ("train", "heldout")
+MAX_JSON_BYTES = 256 * 2**20  # the manifest of 18T tokens has about 10 MB, a large tokenizer 20
 BUILD_REMEDY = "run `loopcoder data build`"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -105,8 +107,14 @@ class Manifest:
         body = {key: value for key, value in content.items() if key not in ("format", "version", "manifest_hash")}
         if _content_hash(body) != content.get("manifest_hash"):
             raise DataError(f"{path}: content does not match its hash; restore the file or build the corpus again")
-        manifest = cls(**{**body, "sources": [_source(entry) for entry in body["sources"]]})
-        manifest.check(path)
+        try:
+            manifest = cls(**{**body, "sources": [_source(entry) for entry in body["sources"]]})
+            manifest.check(path)
+        except (KeyError, TypeError, AttributeError) as error:  # the hash fits, but somebody else wrote it
+            raise DataError(
+                f"{path}: an entry lacks a field or has one of another type ({type(error).__name__}: {error}); restore "
+                "the file or build the corpus again"
+            ) from error
         return manifest
 
     def check(self, path: Path) -> None:
@@ -149,7 +157,7 @@ class Corpus:
     def _check_tokenizer(self) -> None:
         path = self.directory / TOKENIZER_FILE
         try:
-            content = path.read_bytes()
+            content = _read_limited(path)
         except OSError as error:
             raise DataError(f"{path}: tokenizer cannot be read ({error.strerror}); {BUILD_REMEDY}") from error
         if hashlib.sha256(content).hexdigest() == self.manifest.tokenizer_file_sha256:
@@ -185,6 +193,8 @@ def canonical_json_hash(content: bytes, path: Path) -> str:
     """sha256 of a JSON document with sorted keys and no spaces."""
     try:
         parsed = json.loads(content)
+    except RecursionError as error:
+        raise DataError(f"{path}: is nested too deep; restore the file") from error
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); restore the file") from error
     return _content_hash(parsed)
@@ -223,14 +233,27 @@ def _content_hash(content: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_read_limited(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {BUILD_REMEDY}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: is nested too deep; restore the file or build the corpus again") from error
     except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not JSON ({error}); restore the file or build the corpus again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object; restore the file or build the corpus again")
     return content
+
+
+def _read_limited(path: Path) -> bytes:
+    """The whole file, at most MAX_JSON_BYTES. Raises OSError, and DataError for a larger one or a pipe."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: must be a regular file of at most {MAX_JSON_BYTES} bytes; restore the file")
+        return file.read(MAX_JSON_BYTES)
 
 
 def _check_source(source: SourceInfo, path: Path) -> None:
@@ -241,6 +264,8 @@ def _check_source(source: SourceInfo, path: Path) -> None:
     for split in (source.train, source.heldout):
         for shard in split.shards:
             check_relative(shard.file, path)
+            if type(shard.num_tokens) is not int or shard.num_tokens < 0:
+                raise DataError(f"{path}: shard {shard.file!r} has {shard.num_tokens!r} tokens; must be a count")
         if split.tokens != sum(shard.num_tokens for shard in split.shards):
             raise DataError(f"{path}: source {source.name!r}: shards do not add up to {split.tokens} tokens")
 

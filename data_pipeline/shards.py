@@ -16,6 +16,7 @@ Opening costs one 64-byte read. The header's checksum stands in the manifest: a 
 import bisect
 import contextlib
 import os
+import stat
 import struct
 import threading
 from collections import OrderedDict
@@ -126,7 +127,7 @@ class ShardReader:
     def __init__(self, path: Path, expected: ShardInfo | None = None) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not be waited for
         except OSError as error:
             raise DataError(
                 f"{path}: shard cannot be opened ({error.strerror}); restore the file or build the corpus again"
@@ -138,6 +139,8 @@ class ShardReader:
             raise
 
     def _read_header(self, expected: ShardInfo | None) -> None:
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise DataError(f"{self.path}: is no regular file; restore the file or build the corpus again")
         head = os.pread(self._descriptor, HEADER_BYTES, 0)
         if len(head) < HEADER_BYTES:
             raise self._corrupt(0, f"{len(head)} bytes long, shorter than the {HEADER_BYTES}-byte header")

@@ -18,7 +18,8 @@ from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.quotas import QuotaPlan
 from data_pipeline.stream import TokenStream
-from loopcoder_train.checkpoint import find_checkpoint, set_aside
+from loopcoder_train.checkpoint import Mirror, find_checkpoint, set_aside
+from loopcoder_train.checkpoint.discovery import Found
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
 from loopcoder_train.config.errors import require
@@ -34,6 +35,7 @@ from loopcoder_train.runtime.heartbeat import HEART, enter
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.logging import setup_logging
 from loopcoder_train.runtime.memory import keep_freed_memory
+from loopcoder_train.runtime.mirror_owner import claim_mirror
 from loopcoder_train.runtime.partners import Partners
 from loopcoder_train.runtime.signals import StopCause, StopRequests
 from loopcoder_train.runtime.start_clock import StartClock
@@ -46,6 +48,7 @@ from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter, newest_records
+from loopcoder_train.training.mirror_hook import MIRROR_SECONDS, MirrorHook
 from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
 from loopcoder_train.training.replicas import RecomputeHook, ReplicaHook
@@ -160,6 +163,8 @@ def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Proces
         watchdog = None if hang_timeout is None else stack.enter_context(Watchdog(hang_timeout))
         if rank == 0:
             stack.enter_context(RunLock(config.run_dir))
+            if (mirror := config.checkpoint.mirror_of(config.run_dir)) is not None:
+                claim_mirror(mirror, Path(config.run_dir))
         enter("the rendezvous", part="rendezvous")
         distributed.init_process_group(device, distributed.timeout_seconds(hang_timeout))
         if watchdog is not None:
@@ -209,6 +214,7 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
     found = find_checkpoint(Path(config.run_dir))
     for reason in found.rejected:
         console.note(f"WARNING: checkpoint passed over: {reason}")
+    found = look_in_mirror(config, found, console)
     if found.checkpoint is None:
         if found.damaged:
             raise UserError(
@@ -228,6 +234,24 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
     return snapshot
 
 
+def look_in_mirror(config: RunConfig, found: Found, console: Console) -> Found:
+    """What `found` in run_dir and the mirror have together: the mirror's newest good one where run_dir has none as new.
+
+    Collective. What run_dir has is never verified twice, and the mirror's only as far as they are newer.
+    """
+    mirror = config.checkpoint.mirror_of(config.run_dir)
+    if mirror is None:
+        return found
+    own = found.checkpoint
+    there = find_checkpoint(mirror, newer_than=-1 if own is None else own.step)
+    for reason in there.rejected:
+        console.note(f"WARNING: checkpoint of the mirror passed over: {reason}")
+    if there.checkpoint is not None:
+        has = "no good checkpoint" if own is None else f"none newer than step {own.step}"
+        console.note(f"WARNING: run_dir={config.run_dir} has {has}; resuming from its mirror, {there.checkpoint.path}")
+    return Found(there.checkpoint or own, found.rejected + there.rejected, found.damaged or there.damaged)
+
+
 def check_options(config: RunConfig, snapshot: RunSnapshot) -> None:
     """The options that change the result are those of the checkpoint, or their change was accepted.
 
@@ -241,11 +265,14 @@ def leave_abandoned_future(config: RunConfig, step: int, process: Process, conso
     """Move checkpoints newer than `step` aside: a later start must not jump back onto a history that was left."""
     if process.rank == 0:
         try:
-            aside = set_aside(Path(config.run_dir), after_step=step)
+            mirror = config.checkpoint.mirror_of(config.run_dir)
+            for folder in (Path(config.run_dir), *([] if mirror is None else [mirror])):
+                if (aside := set_aside(folder, after_step=step)) is not None:
+                    console.note(f"newer checkpoints were moved to {aside}")
         except OSError as error:
-            raise UserError(f"run_dir={config.run_dir}: checkpoints cannot be moved ({error.strerror})") from error
-        if aside is not None:
-            console.note(f"newer checkpoints were moved to {aside}")
+            raise UserError(
+                f"run_dir={config.run_dir}: checkpoints cannot be moved ({error.strerror}: {error.filename})"
+            ) from error
     dist.barrier()
 
 
@@ -365,7 +392,20 @@ def build_hooks(
         ),
         *corruption_hooks(config, process.device),
         saving,
+        *mirror_hooks(config, process, saving),
     ]
+
+
+def mirror_hooks(config: RunConfig, process: Process, saving: CheckpointHook) -> list[Hook]:
+    """The copies to a second location, by rank 0 after the commit, where they are asked for."""
+    folder = config.checkpoint.mirror_of(config.run_dir)
+    if folder is None or process.rank != 0:
+        return []
+    # The others wait for rank 0 at the end, and are taken for hanging after the whole time.
+    hang_timeout = config.guards.hang_timeout_seconds
+    patience = MIRROR_SECONDS if hang_timeout is None else min(MIRROR_SECONDS, hang_timeout / 2)
+    mirror = Mirror(folder, keep_last=config.checkpoint.mirror_keep_last)
+    return [MirrorHook(mirror, saved_at=lambda: saving.saved_at, patience_seconds=patience)]
 
 
 def slow_rank_hooks(config: RunConfig, process: Process) -> list[Hook]:

@@ -8,7 +8,8 @@ format is described in docs/checkpoints.md.
 from loopcoder_train.checkpoint.async_save import AsyncSaver
 from loopcoder_train.checkpoint.checkpoint import Checkpoint
 from loopcoder_train.checkpoint.discovery import Found, checkpoints_of, find_checkpoint, require_checkpoint
-from loopcoder_train.checkpoint.errors import CheckpointError, SaveFailed
+from loopcoder_train.checkpoint.errors import CheckpointError, NoRoom, SaveFailed
+from loopcoder_train.checkpoint.mirror import Mirror
 from loopcoder_train.checkpoint.ranks import Ranks
 from loopcoder_train.checkpoint.retention import set_aside
 from loopcoder_train.checkpoint.save import SaveReport, save_checkpoint, write_snapshot
@@ -19,6 +20,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Found",
+    "Mirror",
+    "NoRoom",
     "Ranks",
     "SaveFailed",
     "SaveReport",

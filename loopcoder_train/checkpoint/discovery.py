@@ -28,14 +28,19 @@ class Found:
     damaged: bool = False
 
 
-def find_checkpoint(run_dir: Path, step: int | None = None, *, ranks: Ranks | None = None) -> Found:
+def find_checkpoint(
+    run_dir: Path, step: int | None = None, *, newer_than: int = -1, ranks: Ranks | None = None
+) -> Found:
     """The newest good checkpoint of the run, verified in full; with `step`, that one or none.
+
+    Folders of steps up to `newer_than` are not looked at.
 
     Collective where torch.distributed is initialised: every rank calls it and gets the same answer; pass
     `ranks=Ranks.alone()` to search in one process of a job. Never raises for what it finds on disk.
     """
     ranks = ranks or Ranks.current()
-    candidates = ranks.gather([path.name for path in _candidates(run_dir, step)] if ranks.rank == 0 else None)[0]
+    own = [path.name for path in _candidates(run_dir, step, newer_than)] if ranks.rank == 0 else None
+    candidates = ranks.gather(own)[0]
     found = Found(None)
     for name in candidates:
         checkpoint = Checkpoint(checkpoints_folder(run_dir) / name)
@@ -69,7 +74,7 @@ def checkpoints_of(run_dir: Path) -> list[Checkpoint]:
     return [Checkpoint(path) for path in reversed(list(_candidates(run_dir, None))) if (path / COMMIT).is_file()]
 
 
-def _candidates(run_dir: Path, step: int | None) -> Iterable[Path]:
+def _candidates(run_dir: Path, step: int | None, newer_than: int = -1) -> Iterable[Path]:
     """Folders that could be a checkpoint, newest step first; of one step the final folder before the former one."""
     folder = checkpoints_folder(run_dir)
     if not folder.is_dir():
@@ -78,7 +83,7 @@ def _candidates(run_dir: Path, step: int | None) -> Iterable[Path]:
     wanted = [
         (name.step, name.kind == "final", path)
         for name, path in named
-        if name is not None and name.kind != "tmp" and step in (None, name.step)
+        if name is not None and name.kind != "tmp" and step in (None, name.step) and name.step > newer_than
     ]
     return [path for _, _, path in sorted(wanted, reverse=True)]
 

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from loopcoder_train.checkpoint.layout import parse_folder, unique_name
+from loopcoder_train.checkpoint.layout import COMMIT, final_name, parse_folder, unique_name
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,6 +32,29 @@ def replace_durably(path: Path, content: bytes) -> None:
     write_durably(temporary, content)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def publish(temporary: Path, step: int, commit: bytes) -> Path:
+    """Give the complete folder `temporary` the name of `step` and commit it; on OSError the former state is restored.
+
+    A checkpoint of that step that is there already gets an `old` name. Returns the new path.
+    """
+    folder = temporary.parent
+    final, former = folder / final_name(step), None
+    try:
+        if final.exists():
+            former = final.rename(folder / unique_name(step, "old"))
+        temporary.rename(final)
+        sync_folder(folder)
+        replace_durably(final / COMMIT, commit)
+    except OSError:
+        with suppress(OSError):
+            final.rename(temporary)
+        with suppress(OSError):
+            if former is not None:
+                former.rename(final)
+        raise
+    return final
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -16,19 +16,33 @@ def prune(folder: Path, keep_last: int, keep_every_steps: int | None, *, good: C
     stay the newest that, with it, make `keep_last` (only those count whose sizes and small files are right), and those
     at multiples of `keep_every_steps`. Raises OSError.
     """
-    assert keep_last >= 1
-    older = sorted((name.step for name in _final_folders(folder) if name.step < good.step), reverse=True)
-    kept = 1
-    doomed = []
-    for step in older:
-        path = folder / final_name(step)
-        if kept < keep_last and _looks_good(path):
-            kept += 1
-        elif keep_every_steps is None or step % keep_every_steps != 0 or not (path / COMMIT).exists():
-            doomed.append(path)
-    for path in reversed(doomed):
+    rules = kept_by(folder, keep_last, keep_every_steps, good_step=good.step)
+    doomed = [folder / final_name(step) for step, rule in sorted(rules.items()) if rule is None]
+    for path in doomed:
         remove_checkpoint(path)
-    return [path.name for path in reversed(doomed)]
+    return [path.name for path in doomed]
+
+
+def kept_by(folder: Path, keep_last: int, keep_every_steps: int | None, *, good_step: int) -> dict[int, str | None]:
+    """Which rule keeps each step's folder in `folder`, in words for people; None for those that `prune` deletes.
+
+    Reads sizes and small files of the older ones only. `good_step`: that of `prune`'s `good`.
+    """
+    assert keep_last >= 1
+    rules: dict[int, str | None] = {}
+    kept = 1
+    for step in sorted((name.step for name in _final_folders(folder)), reverse=True):
+        path = folder / final_name(step)
+        if step >= good_step:
+            rules[step] = "newest good" if step == good_step else "newer than it"
+        elif kept < keep_last and looks_good(path):
+            kept += 1
+            rules[step] = f"keep_last={keep_last}"
+        elif keep_every_steps is not None and step % keep_every_steps == 0 and (path / COMMIT).exists():
+            rules[step] = f"keep_every_steps={keep_every_steps}"
+        else:
+            rules[step] = None
+    return rules
 
 
 def clean_leftovers(folder: Path) -> None:
@@ -83,9 +97,15 @@ def _final_folders(folder: Path):
     return [name for name in names if name is not None and name.kind == "final"]
 
 
-def _looks_good(path: Path) -> bool:
+def looks_good(path: Path) -> bool:
+    """Whether sizes and small files of the checkpoint folder `path` are right; no tensor file is read."""
+    return fault_of(path) is None
+
+
+def fault_of(path: Path) -> str | None:
+    """What is wrong with sizes and small files of the checkpoint folder `path`, as one line; None if nothing."""
     try:
         Checkpoint(path).verify(full=False)
-    except CheckpointError:
-        return False
-    return True
+    except CheckpointError as error:
+        return str(error)
+    return None

@@ -16,14 +16,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from loopcoder_train.checkpoint.checkpoint import Checkpoint
-from loopcoder_train.checkpoint.durable import replace_durably, sync_folder, write_durably
-from loopcoder_train.checkpoint.errors import CheckpointError, SaveFailed
+from loopcoder_train.checkpoint.durable import publish, replace_durably, sync_folder, write_durably
+from loopcoder_train.checkpoint.errors import CheckpointError, NoRoom, SaveFailed, Shortage
 from loopcoder_train.checkpoint.index import Index, build_index, file_names, index_bytes
 from loopcoder_train.checkpoint.integrity import (
     FileRecord,
@@ -34,7 +33,6 @@ from loopcoder_train.checkpoint.integrity import (
     manifest_bytes,
 )
 from loopcoder_train.checkpoint.layout import (
-    COMMIT,
     FORMAT_VERSION,
     INDEX,
     LATEST,
@@ -46,6 +44,7 @@ from loopcoder_train.checkpoint.layout import (
 )
 from loopcoder_train.checkpoint.ranks import Ranks
 from loopcoder_train.checkpoint.retention import clean_leftovers, prune
+from loopcoder_train.checkpoint.room import bytes_of_save, shortage
 from loopcoder_train.checkpoint.snapshot import Snapshot, take_snapshot
 from loopcoder_train.checkpoint.tensors import write_tensors
 from loopcoder_train.model.state import TensorShard
@@ -65,6 +64,7 @@ class SaveReport:
     commit_seconds: float
     pruned: list[str] = field(default_factory=list)  # folder names
     warnings: list[str] = field(default_factory=list)  # what failed after the checkpoint was safe
+    next_shortage: Shortage | None = None  # another checkpoint of this size does not fit beside those that stay
 
 
 @dataclass(slots=True)
@@ -92,8 +92,9 @@ def save_checkpoint(
     back to a job of as many processes only. The newest `keep_last` checkpoints and those at multiples of
     `keep_every_steps` stay, older ones are deleted. Saving a step again replaces it.
 
-    Raises SaveFailed (an OSError), the same on every rank, when the file system refused: nothing is lost but this
-    checkpoint. Raises AssertionError when the owned shards do not cover every tensor exactly once.
+    Raises SaveFailed (an OSError), the same on every rank, when the file system refused, and its NoRoom before anything
+    is written when the checkpoint does not fit: nothing is lost but this checkpoint. Raises AssertionError when the
+    owned shards do not cover every tensor exactly once.
     """
     snapshot = take_snapshot(step, shards, state, rank_state)
     return write_snapshot(
@@ -111,19 +112,25 @@ def write_snapshot(
     index = build_index(owned_by_rank)
     folder = checkpoints_folder(run_dir)
     leader = ranks.rank == 0
+    state = {
+        "format_version": FORMAT_VERSION,
+        "step": snapshot.step,
+        "world_size": ranks.size,
+        "training": snapshot.state,
+        "ranks": [rank_state for _, _, rank_state, _ in told],
+    }
     temporary: Path | None = None
     try:
-        names = _together(ranks, snapshot.step, lambda: _begin(folder, snapshot.step) if leader else "")
-        temporary = folder / names[0]
+
+        def begin() -> str | Shortage:
+            return _begin(folder, snapshot.step, bytes_of_save(index, state)) if leader else ""
+
+        begun = _together(ranks, snapshot.step, begin)[0]
+        if isinstance(begun, Shortage):
+            raise NoRoom(snapshot.step, begun)
+        temporary = folder / begun
         file = file_names(owned_by_rank)[ranks.rank]
         written = _together(ranks, snapshot.step, lambda: _write_share(temporary, file, snapshot))
-        state = {
-            "format_version": FORMAT_VERSION,
-            "step": snapshot.step,
-            "world_size": ranks.size,
-            "training": snapshot.state,
-            "ranks": [rank_state for _, _, rank_state, _ in told],
-        }
         records = [share.record for share in written if share.record is not None]
 
         def commit() -> SaveReport | None:
@@ -158,10 +165,12 @@ def _together(ranks: Ranks, step: int, action: Callable[[], T]) -> list[T]:
     return [outcome for outcome, _ in told]
 
 
-def _begin(folder: Path, step: int) -> str:
-    """Remove what killed saves left and create the temporary folder; returns its name."""
+def _begin(folder: Path, step: int, needed_bytes: int) -> str | Shortage:
+    """Remove what killed saves left and create the temporary folder; returns its name, or why it would not fit."""
     folder.mkdir(parents=True, exist_ok=True)
     clean_leftovers(folder)
+    if (missing := shortage(folder, needed_bytes)) is not None:
+        return missing
     name = unique_name(step, "tmp")
     (folder / name).mkdir()
     return name
@@ -191,21 +200,7 @@ def _commit(
     check_presence(temporary, manifest)  # also finds ranks that wrote to another, unshared file system
     sync_folder(temporary)
 
-    folder = temporary.parent
-    final, former = folder / final_name(step), None
-    try:
-        if final.exists():
-            former = final.rename(folder / unique_name(step, "old"))
-        temporary.rename(final)
-        sync_folder(folder)
-        replace_durably(final / COMMIT, commit_bytes(manifest_record.sha256))
-    except OSError:
-        with suppress(OSError):
-            final.rename(temporary)
-        with suppress(OSError):
-            if former is not None:
-                former.rename(final)
-        raise
+    final = publish(temporary, step, commit_bytes(manifest_record.sha256))
     total = sum(record.size_bytes for record in [*records, manifest_record])
     return SaveReport(final, total, 0.0, 0.0, 0.0, commit_seconds=time.perf_counter() - start)
 
@@ -225,6 +220,7 @@ def _after_commit(folder: Path, step: int, keep_last: int, keep_every_steps: int
         replace_durably(folder / LATEST, (final_name(step) + "\n").encode())
         clean_leftovers(folder)  # the former checkpoint of this step
         report.pruned = prune(folder, keep_last, keep_every_steps, good=Checkpoint(report.path))
+        report.next_shortage = shortage(folder, report.total_bytes)
     except OSError as error:
         report.warnings.append(f"{error.filename or folder}: {error.strerror or error} after the checkpoint was saved")
     report.commit_seconds += time.perf_counter() - start

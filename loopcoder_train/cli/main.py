@@ -19,6 +19,9 @@ COMMANDS = {
     ("generate",): "loopcoder_train.cli.generate",
     ("runs",): "loopcoder_train.cli.runs",
     ("stop",): "loopcoder_train.cli.stop",
+    ("checkpoint", "list"): "loopcoder_train.cli.checkpoint_list",
+    ("checkpoint", "verify"): "loopcoder_train.cli.checkpoint_verify",
+    ("checkpoint", "prune"): "loopcoder_train.cli.checkpoint_prune",
     ("data", "build"): "loopcoder_train.cli.data_build",
     ("data", "show"): "loopcoder_train.cli.data_show",
 }
@@ -32,6 +35,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder pretrain experiment=NAME       train; the same command again resumes
   loopcoder runs [DIR]                     the runs below a folder: state, step, loss, speed, where
   loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop
+  loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 

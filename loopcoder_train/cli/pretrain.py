@@ -16,13 +16,15 @@ from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.mixture import plan_mixture
 
+PATHS = ("run_dir", "data.corpus_dir", "model.init_from", "checkpoint.mirror_dir")
+
 
 def run(arguments: list[str]) -> int:
     """Parse, compose, train: one run, or one per job of a sweep."""
     command = hydra_app.Command(
         name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain, prepare=_at_scale
     )
-    return hydra_app.run(command, parse(arguments, paths=("run_dir", "data.corpus_dir", "model.init_from")))
+    return hydra_app.run(command, parse(arguments, paths=PATHS))
 
 
 def _at_scale(values: dict[str, Any]) -> None:

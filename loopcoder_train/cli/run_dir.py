@@ -13,6 +13,7 @@ from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, write_run_config
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.runtime.mirror_owner import check_mirror_owner
 
 
 def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | None]:
@@ -26,6 +27,9 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
     run_dir = Path(config.run_dir)
     run_yaml = run_dir / RUN_CONFIG_FILE
     previous = None
+    mirror = config.checkpoint.mirror_of(run_dir)
+    if mirror is not None:
+        check_mirror_owner(mirror, run_dir)
     with RunLock(run_dir) as lock:
         if run_yaml.exists():
             if config.fresh:
@@ -37,6 +41,8 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
                 previous = run_yaml.read_bytes()
                 changes = result_changing_keys(read_run_config(run_yaml), config)
                 refuse_changes(f"run_dir={run_dir}", changes, accepted=config.accept_config_changes)
+        if mirror is not None and config.fresh and mirror.exists():  # else the new run would resume from it
+            print(f"loopcoder: fresh=true: its mirror was moved to {set_aside(mirror)}", file=sys.stderr)
         write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml, previous
 

@@ -8,6 +8,7 @@ from launch import slurm
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.run_state import RunState, find_runs, state_of
+from loopcoder_train.cli.table import aligned
 from loopcoder_train.config.commands import RunsOptions
 from loopcoder_train.training.progress import scaled
 
@@ -28,20 +29,10 @@ def _execute(options: RunsOptions) -> int:
         for state in states:
             print(json.dumps(asdict(state)))
     elif states:
-        print(table(states))
+        print(aligned([HEADINGS, *map(_row, states)]))
     else:
         print(f"{options.folder}: no runs")
     return 0
-
-
-def table(states: list[RunState]) -> str:
-    """Aligned columns; the last one is as long as it has to be."""
-    rows = [HEADINGS, *(_row(state) for state in states)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
-    lines = (
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _row(state: RunState) -> tuple[str, ...]:

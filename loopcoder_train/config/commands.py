@@ -89,6 +89,44 @@ class StopOptions:
         require(self.wait_seconds >= 0, "wait_seconds", self.wait_seconds, "must be 0 or more")
 
 
+@dataclass(kw_only=True, slots=True)
+class CheckpointListOptions:
+    """`loopcoder checkpoint list`: every checkpoint of a run, by sizes and small files."""
+
+    run_dir: str
+    json: bool = False  # print one JSON object per checkpoint instead of a table
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, None)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointVerifyOptions:
+    """`loopcoder checkpoint verify`: read every byte of a run's checkpoints."""
+
+    run_dir: str
+    step: int | None = None  # that one only; default: all
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, self.step)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointPruneOptions:
+    """`loopcoder checkpoint prune`: delete old checkpoints of a run that nobody is writing to."""
+
+    run_dir: str
+    keep_last: int
+    keep_every_steps: int | None = None  # default: the run's checkpoint.keep_every_steps; 0: none are kept for that
+    dry_run: bool = False  # say what would be deleted, delete nothing
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, None)
+        require_positive(keep_last=self.keep_last)
+        every = self.keep_every_steps
+        require(every is None or every >= 0, "keep_every_steps", every, "must be 0 (none) or more")
+
+
 def _check_run(run_dir: str, step: int | None) -> None:
     require(bool(run_dir), "run_dir", repr(run_dir), "must name the folder of a run")
     require(step is None or step >= 1, "step", step, "must be at least 1")

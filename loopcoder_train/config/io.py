@@ -57,6 +57,8 @@ def read_run_config(path: str | Path) -> RunConfig:
     path = Path(path)
     try:
         size = path.stat().st_size
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is no regular file; give the run.yaml of a run")
         if size > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: {size} bytes; a run configuration has at most {MAX_CONFIG_BYTES}")
         content = path.read_text(encoding="utf-8")
@@ -69,6 +71,12 @@ def read_run_config(path: str | Path) -> RunConfig:
         values = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deep; give the run.yaml of a run") from error
+    except ValueError as error:  # of the constructors of dates and integers
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: holds a value that cannot be read ({error}); give the run.yaml of a run") from error
     try:
         return from_dict(RunConfig, values)
     except UserError as error:

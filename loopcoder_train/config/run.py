@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError, require, require_positive
@@ -37,11 +38,23 @@ class CheckpointConfig:
     asynchronous: bool = True  # write in a thread while training goes on; false: training waits for every save
     keep_last: int = 3  # newest committed checkpoints that pruning leaves
     keep_every_steps: int | None = None  # checkpoints at these multiples are never pruned
+    mirror_dir: str | None = None  # each checkpoint is copied to <mirror_dir>/<name of run_dir> too
+    mirror_keep_last: int = 1  # newest checkpoints that stay there
 
     def __post_init__(self) -> None:
-        require_positive(checkpoint__every_steps=self.every_steps, checkpoint__keep_last=self.keep_last)
+        require_positive(
+            checkpoint__every_steps=self.every_steps,
+            checkpoint__keep_last=self.keep_last,
+            checkpoint__mirror_keep_last=self.mirror_keep_last,
+        )
+        named = self.mirror_dir is None or bool(self.mirror_dir)
+        require(named, "checkpoint.mirror_dir", repr(self.mirror_dir), "must name a folder")
         if self.keep_every_steps is not None:
             require_positive(checkpoint__keep_every_steps=self.keep_every_steps)
+
+    def mirror_of(self, run_dir: str | Path) -> Path | None:
+        """The folder that has the copies of the checkpoints of `run_dir`, laid out like it; None without a mirror."""
+        return None if self.mirror_dir is None else Path(self.mirror_dir) / Path(run_dir).resolve().name
 
 
 @dataclass(kw_only=True, slots=True)

@@ -10,11 +10,12 @@ waits for it, and so does the end of the run.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
-from loopcoder_train.checkpoint import AsyncSaver, Ranks, SaveFailed, SaveReport, save_checkpoint
+from loopcoder_train.checkpoint import AsyncSaver, NoRoom, Ranks, SaveFailed, SaveReport, save_checkpoint
+from loopcoder_train.checkpoint.errors import Shortage
 from loopcoder_train.config import CheckpointConfig, UserError
 from loopcoder_train.training.loop import Hook, Run, Step
 from loopcoder_train.training.resume import Json, RunSnapshot, rank_state
@@ -55,6 +56,7 @@ class CheckpointHook(Hook):
         self._saver: AsyncSaver | None = None
         self._in_flight: _InFlight | None = None
         self._run: Run | None = None
+        self._told_low = False
 
     def on_start(self, run: Run) -> None:
         """A resumed run starts from a saved step; step 0 is a function of the seed."""
@@ -76,6 +78,11 @@ class CheckpointHook(Hook):
         """The run may have gone back to the last good checkpoint."""
         self._saved_at = min(self._saved_at, run.state.step)
 
+    @property
+    def saved_at(self) -> int:
+        """Step of the last good checkpoint as far as this rank knows without waiting; 0 without one."""
+        return self._saved_at
+
     def last_saved(self, run: Run) -> int:
         """Step of the last good checkpoint, 0 without one, after waiting for the save in flight. Collective."""
         if self._in_flight:
@@ -96,7 +103,7 @@ class CheckpointHook(Hook):
                 f"{run.run_dir}: the checkpoint of the last step {run.state.step} could not be written ({error}); "
                 f"last good checkpoint: {self._last_good()}; make room and run the same command again"
             )
-            run.metrics.event("save_failed", run.state.step, message, checkpoint_step=run.state.step)
+            self._failure_event(run, run.state.step, error, message)
             raise UserError(message) from error
 
     def close(self) -> None:
@@ -190,6 +197,7 @@ class CheckpointHook(Hook):
             stall_seconds=stall_seconds,
             pruned=report.pruned,
         )
+        self._tell_whether_the_next_fits(run, report.next_shortage)
         for warning in report.warnings:
             run.metrics.event("save_warning", run.state.step, warning)
             run.console.note(f"WARNING: {warning}")
@@ -199,8 +207,26 @@ class CheckpointHook(Hook):
             f"checkpoint of step {step} could not be written ({error}); {then}, "
             f"last good checkpoint: {self._last_good()}"
         )
-        run.metrics.event("save_failed", run.state.step, message, checkpoint_step=step)
+        self._failure_event(run, step, error, message)
         run.console.note(f"ERROR: {message}")
+
+    def _failure_event(self, run: Run, step: int, error: SaveFailed, message: str) -> None:
+        """`disk_low` where no write was begun, `save_failed` where one went wrong."""
+        name, sizes = "save_failed", {}
+        if isinstance(error, NoRoom):
+            name, sizes = "disk_low", asdict(error.shortage)
+        run.metrics.event(name, run.state.step, message, checkpoint_step=step, **sizes)
+
+    def _tell_whether_the_next_fits(self, run: Run, shortage: Shortage | None) -> None:
+        """Once, ahead of time; again only after there was room in between."""
+        if shortage is not None and not self._told_low:
+            message = (
+                f"{run.run_dir}: the next checkpoint will not fit: it {shortage}; make room (`loopcoder checkpoint "
+                "list RUN` shows what it holds, or checkpoint.keep_last) or it is not written"
+            )
+            run.metrics.event("disk_low", run.state.step, message, **asdict(shortage))
+            run.console.note(f"WARNING: {message}")
+        self._told_low = shortage is not None
 
     def _retention(self) -> dict[str, int | None]:
         return {"keep_last": self._config.keep_last, "keep_every_steps": self._config.keep_every_steps}

@@ -6,6 +6,7 @@ Every sink is used through :class:`GuardedSink`. Sinks get the records of `train
 import logging
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,10 @@ class WandbSink:
     ) -> None:
         import wandb  # here: a broken installation is one more way for a sink to fail, and the import is slow
 
+        # Where it cannot write, wandb takes a temporary folder instead and, being silent, does not say so.
+        (run_dir / "wandb").mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir / "wandb"):
+            pass
         self._run = wandb.init(
             project=project,
             id=run_id,

@@ -14,8 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from loopcoder_train.checkpoint import Checkpoint, SaveFailed, checkpoints_of, find_checkpoint
-from tests.unit.checkpoint.builders import assert_holds, cut, save_on_ranks, save_step, save_step_in_a_thread
+from loopcoder_train.checkpoint import Checkpoint, NoRoom, SaveFailed, checkpoints_of, find_checkpoint
+from loopcoder_train.checkpoint import save as save_module
+from tests.unit.checkpoint.builders import (
+    assert_holds,
+    cut,
+    save_on_ranks,
+    save_step,
+    save_step_in_a_thread,
+    tensors_of,
+)
 
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir", "shutil.rmtree")
 
@@ -153,7 +161,8 @@ def small_disk(path, size, options=""):
         subprocess.run(["umount", str(path)], check=True)
 
 
-def test_full_disk_fails_on_every_rank_and_keeps_the_last_good_one(tmp_path):
+def test_full_disk_fails_on_every_rank_and_keeps_the_last_good_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(save_module, "shortage", lambda folder, needed: None)  # it fills up while it is being written
     with small_disk(tmp_path / "disk", "1m") as disk:
         save_step(disk, 1)
         big = cut("w", torch.zeros(300_000), "rows", 3)  # 0.4 MB per rank: the third does not fit
@@ -165,6 +174,33 @@ def test_full_disk_fails_on_every_rank_and_keeps_the_last_good_one(tmp_path):
         assert_only(disk, "step-00000001")
         save_step(disk, 3)  # with room again, saving goes on
         assert_holds(find_checkpoint(disk).checkpoint, 3)
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        assert save_step(disk, 1).next_shortage is None
+        monkeypatch.setattr(save_module, "write_tensors", None)  # calling it would be a TypeError
+        outcomes = save_on_ranks(disk, 2, cut("w", torch.zeros(300_000), "rows", 3))
+        assert all(type(outcome) is NoRoom for outcome in outcomes), outcomes
+        needed, free = outcomes[0].shortage.needed_bytes, outcomes[0].shortage.free_bytes
+        assert 1_200_000 < needed < 1_300_000 and free <= 2**20
+        assert f"step 2 was not begun: it needs {needed:,} bytes, {free:,} are free" in str(outcomes[0])
+        assert_only(disk, "step-00000001")
+        assert_holds(find_checkpoint(disk).checkpoint, 1)
+
+
+def test_a_save_tells_that_the_next_one_will_not_fit(tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        outcomes = save_on_ranks(disk, 2, cut("w", torch.zeros(150_000), "rows", 3))
+        told = outcomes[0].next_shortage
+        assert told.needed_bytes == outcomes[0].total_bytes > told.free_bytes > 0
+
+
+def test_what_is_asked_for_is_what_a_checkpoint_takes(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(save_module, "shortage", lambda folder, needed: asked.append(needed))
+    report = save_step(tmp_path, 1)
+    assert report.total_bytes <= asked[0] <= report.total_bytes + 65_536 + 512 * len(tensors_of(1))
 
 
 def test_leftovers_of_a_killed_save_do_not_cost_the_next_one_its_room(tmp_path):

@@ -68,6 +68,15 @@ TABLE = [
     ("pretrain experiment=quickstart", ["corpora/default", "loopcoder data build"]),
     (f"pretrain {Q} run_dir=/proc/x", ["run_dir=/proc/x"]),
     ("data show nowhere", ["nowhere"]),
+    ("checkpoint list nowhere", ["run_dir=nowhere", "holds no run"]),
+    ("checkpoint verify nowhere", ["run_dir=nowhere", "holds no run"]),
+    ("checkpoint prune nowhere keep_last=1", ["run_dir=nowhere", "holds no run"]),
+    ("checkpoint prune runs/x", ["keep_last: is not set", "<int>"]),
+    ("checkpoint prune runs/x keep_last=0", ["keep_last=0", "greater than 0"]),
+    ("checkpoint prune runs/x keep_last=1 keep_every_steps=-1", ["keep_every_steps=-1", "0 (none) or more"]),
+    ("checkpoint lsit runs/x", ["checkpoint lsit: unknown command", "did you mean list?"]),
+    (f"pretrain {Q} checkpoint.mirror_keep_last=0", ["checkpoint.mirror_keep_last=0", "greater than 0"]),
+    (f"pretrain {Q} checkpoint.mirror_dir=", ["checkpoint.mirror_dir=''", "must name a folder"]),
 ]  # fmt: skip
 
 

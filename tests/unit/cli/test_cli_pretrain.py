@@ -262,3 +262,19 @@ def test_interrupted_job_ends_the_sweep(workplace, started, loopcoder):
     started.codes = [0, 130, 0]
     code, _, _ = loopcoder("pretrain", "-m", *QUICK, "seed=0,1,2")
     assert code == 130 and len(started) == 2
+
+
+def test_fresh_sets_the_mirror_aside_and_another_runs_mirror_is_refused(workplace, started, loopcoder):
+    options = (*QUICK, "run_dir=runs/x", "checkpoint.mirror_dir=mirrors")
+    mirror = workplace / "mirrors" / "x"
+    (mirror / "checkpoints").mkdir(parents=True)
+    (mirror / "mirror-of").write_text(str(workplace / "runs" / "x") + "\n")
+    assert loopcoder("pretrain", *options)[0] == 0 and mirror.exists()
+    code, _, error = loopcoder("pretrain", *options, "fresh=true")
+    assert code == 0 and "its mirror was moved to mirrors/x.old-1" in error
+    assert not mirror.exists() and (workplace / "mirrors" / "x.old-1" / "checkpoints").is_dir()
+    mirror.mkdir()
+    (mirror / "mirror-of").write_text("/elsewhere/x\n")
+    code, _, error = loopcoder("pretrain", *options, "fresh=true")
+    assert code == 2 and "checkpoint.mirror_dir=mirrors" in error and "/elsewhere/x" in error
+    assert mirror.exists() and (workplace / "runs" / "x" / "run.yaml").exists()

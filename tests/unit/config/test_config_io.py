@@ -1,6 +1,7 @@
 """run.yaml: what is written is read back equal; anything else is refused with the option's name."""
 
 import dataclasses
+import os
 
 import pytest
 import yaml
@@ -132,6 +133,12 @@ def test_numbers_written_by_hand_are_read(tmp_path):
         (b"a: &a [1]\nb: *a\n", "aliases"),
         (b"!!python/object/apply:os.system ['true']", "is not YAML"),
         (b"a: " + b"x" * MAX_CONFIG_BYTES, "at most"),
+        (b"a: " + b"[" * 20_000 + b"]" * 20_000, "nested too deep"),
+        (b"seed: " + b"9" * 5000, "cannot be read"),
+        (b"seed: 2020-13-45", "cannot be read"),
+        (b"_target_: os.system", "_target_: unknown option"),
+        (b"run_dir: x\nmodel: {_target_: os.system}", "model._target_: unknown option"),
+        (b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "aliases"),
     ],
 )
 def test_what_is_no_configuration_is_refused(tmp_path, content, fragment):
@@ -139,6 +146,12 @@ def test_what_is_no_configuration_is_refused(tmp_path, content, fragment):
     file.write_bytes(content)
     with pytest.raises(UserError, match=fragment):
         read_run_config(file)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match="no regular file"):
+        read_run_config(tmp_path / "run.yaml")
 
 
 def test_missing_file_is_a_user_error(tmp_path):

@@ -67,8 +67,8 @@ class At(Hook):
             self.action()
 
 
-def train(run_dir, *others, engine=None, num_steps=6, every_steps=4, asynchronous=True):
-    """A run from step 0; `others` are hooks in front of the one that saves."""
+def train(run_dir, *others, engine=None, num_steps=6, every_steps=4, asynchronous=True, behind=None):
+    """A run from step 0; `others` are hooks in front of the one that saves, `behind(saving)` those behind it."""
     run_dir.mkdir(exist_ok=True)
     with MetricsWriter(run_dir / METRICS_FILE) as metrics, (run_dir / "console").open("w") as console:
         run = Run(
@@ -88,7 +88,7 @@ def train(run_dir, *others, engine=None, num_steps=6, every_steps=4, asynchronou
             logger_run_ids={},
             options={},
         )
-        return fit(run, [*others, saving])
+        return fit(run, [*others, saving, *(behind(saving) if behind else [])])
 
 
 def events(run_dir, name=None):
