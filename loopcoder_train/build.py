@@ -18,11 +18,10 @@ from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.quotas import QuotaPlan
 from data_pipeline.stream import TokenStream
-from loopcoder_train.checkpoint import Mirror, find_checkpoint, set_aside
+from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.checkpoint.discovery import Found
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
-from loopcoder_train.config.errors import require
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import EvaluationInterrupted, evaluate_heldout
@@ -44,18 +43,17 @@ from loopcoder_train.training.accounts import Accounts, open_accounts
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.guard_hooks import corruption_hooks, slow_rank_hooks
 from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter, newest_records
-from loopcoder_train.training.mirror_hook import MIRROR_SECONDS, MirrorHook
+from loopcoder_train.training.mirror_hook import mirror_hooks
 from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
-from loopcoder_train.training.replicas import RecomputeHook, ReplicaHook
 from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
 from loopcoder_train.training.sinks import open_sinks, stable_wandb_id
-from loopcoder_train.training.slow_ranks import SlowRankHook
 from loopcoder_train.training.start_hook import StartHook
 from loopcoder_train.training.state import TrainingState
 from loopcoder_train.training.step_history import StepHistory
@@ -385,49 +383,12 @@ def build_hooks(
     return [
         BadStepHook(config.guards, last_saved=saving.last_saved, load=lambda: resume(config, engine, process, console)),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps),
-        *slow_rank_hooks(config, process),
+        *slow_rank_hooks(config, process.world_size),
         EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
         TelemetryHook(
             probe_batch(corpus, data.sequence_length, telemetry.num_sequences), every_steps=telemetry.every_steps
         ),
         *corruption_hooks(config, process.device),
         saving,
-        *mirror_hooks(config, process, saving),
+        *mirror_hooks(config, process.rank, saving),
     ]
-
-
-def mirror_hooks(config: RunConfig, process: Process, saving: CheckpointHook) -> list[Hook]:
-    """The copies to a second location, by rank 0 after the commit, where they are asked for."""
-    folder = config.checkpoint.mirror_of(config.run_dir)
-    if folder is None or process.rank != 0:
-        return []
-    # The others wait for rank 0 at the end, and are taken for hanging after the whole time.
-    hang_timeout = config.guards.hang_timeout_seconds
-    patience = MIRROR_SECONDS if hang_timeout is None else min(MIRROR_SECONDS, hang_timeout / 2)
-    mirror = Mirror(folder, keep_last=config.checkpoint.mirror_keep_last)
-    return [MirrorHook(mirror, saved_at=lambda: saving.saved_at, patience_seconds=patience)]
-
-
-def slow_rank_hooks(config: RunConfig, process: Process) -> list[Hook]:
-    """The report about slow ranks, where there are several and it is asked for."""
-    every_steps = config.guards.slow_rank_every_steps
-    if every_steps is None or process.world_size == 1:
-        return []
-    return [SlowRankHook(every_steps, config.guards.slow_rank_factor)]
-
-
-def corruption_hooks(config: RunConfig, device: torch.device) -> list[Hook]:
-    """Comparisons of what must be equal, where they are asked for."""
-    guards, hooks = config.guards, []
-    if guards.compare_replicas_every_steps is not None:
-        hooks.append(ReplicaHook(guards.compare_replicas_every_steps, save_every_steps=config.checkpoint.every_steps))
-    if guards.recompute_every_steps is not None:
-        require(
-            device.type == "cpu" or config.training.deterministic,
-            "guards.recompute_every_steps",
-            guards.recompute_every_steps,
-            "compares bits, and without training.deterministic=true CUDA gives other ones each time",
-            "set both, or neither",
-        )
-        hooks.append(RecomputeHook(guards.recompute_every_steps))
-    return hooks

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 
 from loopcoder_train.checkpoint import Mirror, checkpoints_of
+from loopcoder_train.config import RunConfig
 from loopcoder_train.runtime.heartbeat import beat
+from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.loop import Hook, Run, Step
 
 MIRROR_SECONDS = 1800.0  # how long a run that is done waits for the last copy, at most
@@ -81,3 +83,15 @@ class MirrorHook(Hook):
 
 
 _NEXT_START = "the next start of the run copies it"
+
+
+def mirror_hooks(config: RunConfig, rank: int, saving: CheckpointHook) -> list[Hook]:
+    """The copies to a second location, by rank 0 after the commit, where they are asked for."""
+    folder = config.checkpoint.mirror_of(config.run_dir)
+    if folder is None or rank != 0:
+        return []
+    # The others wait for rank 0 at the end, and are taken for hanging after the whole time.
+    hang_timeout = config.guards.hang_timeout_seconds
+    patience = MIRROR_SECONDS if hang_timeout is None else min(MIRROR_SECONDS, hang_timeout / 2)
+    mirror = Mirror(folder, keep_last=config.checkpoint.mirror_keep_last)
+    return [MirrorHook(mirror, saved_at=lambda: saving.saved_at, patience_seconds=patience)]

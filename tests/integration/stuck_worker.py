@@ -47,11 +47,11 @@ def stuck_in_a_step(build_engine):
         engine = build_engine(config, device)
         train_step, steps = engine.train_step, []
 
-        def train_or_stop(micro_batches, learning_rate):
+        def train_or_stop(micro_batches, learning_rate, accept):
             steps.append(None)
             if len(steps) == STUCK_STEP and os.environ["RANK"] == "1":
                 get_stuck()
-            return train_step(micro_batches, learning_rate)
+            return train_step(micro_batches, learning_rate, accept)
 
         engine.train_step = train_or_stop
         return engine

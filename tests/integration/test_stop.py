@@ -41,7 +41,7 @@ def held_out(run_dir) -> dict[int, float]:
 def last_stop(run_dir) -> dict:
     """The event that tells of the newest stop, after checking that one checkpoint of that step was saved."""
     stop = events(run_dir, "asked_to_stop")[-1]
-    saved = [event for event in events(run_dir, "saved") if event["step"] == stop["step"]]
+    saved = [event for event in events(run_dir, "saved") if event["checkpoint_step"] == stop["step"]]
     assert len(saved) == 1, saved
     assert checkpoints_of(run_dir)[-1].step == stop["step"] == newest_step(run_dir)
     return stop

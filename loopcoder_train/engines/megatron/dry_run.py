@@ -94,7 +94,7 @@ def _fake_job(parallel: ParallelConfig, rank: int) -> Iterator[Mesh]:
     torch.cuda.current_device = lambda: META  # where Megatron makes weights and buffers
     Documents.host_starts = _one_document_per_row  # meta tensors have no values to copy
     try:
-        setup.initialize_process_groups(parallel)
+        setup.initialize_process_groups(parallel, None)
         yield Mesh.current(parallel.sequence_parallel)
     finally:
         torch.cuda.current_device, Documents.host_starts = current_device, host_starts

@@ -281,7 +281,7 @@ def test_former_checkpoint_of_the_step_comes_back_when_its_replacement_fails(tmp
     def refuse(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("loopcoder_train.checkpoint.save.replace_durably", refuse)
+    monkeypatch.setattr("loopcoder_train.checkpoint.durable.replace_durably", refuse)
     with pytest.raises(SaveFailed):
         save_step(tmp_path, 1)
     assert_only(tmp_path, "step-00000001")
