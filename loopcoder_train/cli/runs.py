@@ -12,7 +12,7 @@ from loopcoder_train.cli.table import aligned
 from loopcoder_train.config.commands import RunsOptions
 from loopcoder_train.training.progress import scaled
 
-HEADINGS = ("run", "state", "step", "loss", "tokens/s", "where, why")
+HEADINGS = ("run", "state", "step", "loss", "tokens/s", "effective", "where, why")
 
 
 def run(arguments: list[str]) -> int:
@@ -42,5 +42,6 @@ def _row(state: RunState) -> tuple[str, ...]:
         f"{state.step}/{state.num_steps}",
         "" if state.loss is None else f"{state.loss:.4f}",
         "" if state.tokens_per_second is None else scaled(state.tokens_per_second),
+        "" if state.effective_training_share is None else f"{state.effective_training_share:.0%}",
         state.where or state.reason,
     )

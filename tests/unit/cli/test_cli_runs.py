@@ -51,7 +51,8 @@ def make_run(name: str, *, step: int = 0, ended: str | None = None, saved: bool 
         with MetricsWriter(run_dir / METRICS_FILE) as metrics:
             metrics.event("started", 0, "started")
             for number in range(1, step + 1):
-                metrics.write("train", number, {"loss": 5 - number / 10, "tokens_per_second": 1234.5})
+                numbers = {"loss": 5 - number / 10, "tokens_per_second": 1234.5, "effective_training_share": 0.914}
+                metrics.write("train", number, numbers)
             metrics.write("evaluation", step, {"loss": 9.9})
             if ended:
                 metrics.event("stopped", step, ended)
@@ -186,13 +187,14 @@ def test_the_table(workplace, loopcoder, broken_slurm):
         code, out, error = loopcoder("runs", *arguments)
         assert (code, error) == (0, "")
         assert [line.split() for line in out.splitlines()] == [
-            ["run", "state", "step", "loss", "tokens/s", "where,", "why"],
+            ["run", "state", "step", "loss", "tokens/s", "effective", "where,", "why"],
             [
                 "runs/quick",
                 "stopped",
                 f"4/{STEPS}",
                 "4.6000",
                 "1.23k",
+                "91%",
                 *["SIGTERM", "to", "rank", "1", "at", "step", "4"],
             ],
             ["runs/sweep/model.num_loops=2", "new", f"0/{STEPS}"],
