@@ -11,8 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import read_run_config
-from loopcoder_train.config.process import EXIT_REQUEUE, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.config.process import EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
 
 NODES = "LOOPCODER_NODES"  # environment variable: lines NAME=ADDRESS, written by the batch script
 
@@ -28,7 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     from launch.local import Node, run_workers  # imports torch
 
-    config = read_run_config(options.config)
+    try:
+        config = read_run_config(options.config)
+    except UserError as error:
+        print(f"loopcoder: error: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     code = run_workers(
         options.config,
         options.processes,

@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scontrol")
 _SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
@@ -133,14 +135,24 @@ class Cluster:
         daemon = self._daemons.pop(name)
         daemon.kill()
         daemon.wait()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # gone, or another user's
-                variables = (process / "environ").read_bytes().split(b"\0")
-                if f"SLURMD_NODENAME={name}".encode() in variables and self._is_mine(variables):
-                    os.kill(int(process.name), signal.SIGKILL)
+        processes = self._processes_on(name)
+        # SLURM's step daemons first: one that outlived its script would report the job as failed, not the node as lost.
+        daemons = {process.ppid() for process in processes if process.parent().name() == "slurmstepd"}
+        for pid in (*daemons, *(process.pid for process in processes)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
-    def _is_mine(self, variables: list[bytes]) -> bool:
-        return f"SLURM_CONF={self.environment['SLURM_CONF']}".encode() in variables
+    def _processes_on(self, name: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # gone, or another user's
+                variables = process.environ()
+                if variables.get("SLURMD_NODENAME") == name and self._is_mine(variables) and process.parent():
+                    found.append(process)
+        return found
+
+    def _is_mine(self, variables: Mapping[str, str]) -> bool:
+        return variables.get("SLURM_CONF") == self.environment["SLURM_CONF"]
 
     def _start(self) -> None:
         for name in ("state", "spool", "log"):

@@ -11,7 +11,7 @@ from tests.integration.running import events, newest_step
 from tests.slurm.conftest import ON_TWO_NODES, SLOW, tell
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed, pytest.mark.faults, pytest.mark.timeout(1800)]
-ENDLESS = ["evaluation.max_sequences_per_source=100000"]  # evaluations that take their time
+ENDLESS = ["training.num_steps=100000", "data.max_repeats=1000000"]
 
 
 def test_requeued_by_hand(jobs, tmp_path, straight):
@@ -39,19 +39,17 @@ def test_preempted_by_an_urgent_job(jobs, tmp_path, straight):
     assert len(events(run_dir, "resumed")) == 1 and losses(run_dir) == losses(straight)
 
 
-def test_a_time_limit(jobs, tmp_path, straight):
-    """Three minutes, of which SLURM announces the end: saved before it, requeued, resumed."""
+def test_a_time_limit(jobs, tmp_path):
+    """Three minutes, of which SLURM announces the end: saved before it, requeued, resumed where it stood."""
     run_dir = tmp_path / "run"
     job = jobs.pretrain(run_dir, "launch.time_limit=3", "launch.signal_lead_seconds=60", *ENDLESS)
     jobs.wait_for_event(run_dir, "asked_to_stop", seconds=300)
     (stop,) = events(run_dir, "asked_to_stop")
-    assert stop["cause"] in ("usr2", "time_limit") and 0 < stop["step"] < NUM_STEPS
+    assert stop["cause"] in ("usr2", "time_limit") and stop["step"] > 0
     jobs.wait_for_event(run_dir, "resumed")
-    assert jobs.cluster.details(job)["Restarts"] == "1"
-    jobs.loopcoder("stop", str(run_dir))
-    here = ["parallel.world_size=2", "training.num_threads=1"]
-    outcome = jobs.loopcoder(*pretrain_arguments(run_dir, jobs.corpus, *here))
-    assert outcome.code == 0 and losses(run_dir) == losses(straight), outcome.stderr
+    (resumed,) = events(run_dir, "resumed")
+    assert resumed["step"] == stop["step"] and jobs.cluster.details(job)["Restarts"] == "1"
+    assert jobs.loopcoder("stop", str(run_dir)).code == 0
 
 
 def test_a_node_goes_down(jobs, tmp_path, straight):
