@@ -16,11 +16,16 @@ def prune(folder: Path, keep_last: int, keep_every_steps: int | None, *, good: C
     stay the newest that, with it, make `keep_last` (only those count whose sizes and small files are right), and those
     at multiples of `keep_every_steps`. Raises OSError.
     """
-    rules = kept_by(folder, keep_last, keep_every_steps, good_step=good.step)
-    doomed = [folder / final_name(step) for step, rule in sorted(rules.items()) if rule is None]
-    for path in doomed:
+    paths = doomed(folder, keep_last, keep_every_steps, good_step=good.step)
+    for path in paths:
         remove_checkpoint(path)
-    return [path.name for path in doomed]
+    return [path.name for path in paths]
+
+
+def doomed(folder: Path, keep_last: int, keep_every_steps: int | None, *, good_step: int) -> list[Path]:
+    """The checkpoints in `folder` that `prune` deletes, oldest first."""
+    rules = kept_by(folder, keep_last, keep_every_steps, good_step=good_step)
+    return [folder / final_name(step) for step, rule in sorted(rules.items()) if rule is None]
 
 
 def kept_by(folder: Path, keep_last: int, keep_every_steps: int | None, *, good_step: int) -> dict[int, str | None]:

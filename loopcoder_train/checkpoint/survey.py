@@ -12,9 +12,9 @@ from pathlib import Path
 from loopcoder_train.checkpoint.checkpoint import Checkpoint
 from loopcoder_train.checkpoint.discovery import find_checkpoint
 from loopcoder_train.checkpoint.errors import CheckpointError
-from loopcoder_train.checkpoint.layout import COMMIT, checkpoints_folder, final_name, parse_folder
+from loopcoder_train.checkpoint.layout import COMMIT, checkpoints_folder, parse_folder
 from loopcoder_train.checkpoint.ranks import Ranks
-from loopcoder_train.checkpoint.retention import clean_leftovers, fault_of, kept_by, prune
+from loopcoder_train.checkpoint.retention import clean_leftovers, doomed, fault_of, kept_by, prune
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +93,15 @@ def prune_run(run_dir: Path, *, keep_last: int, keep_every_steps: int | None, dr
             f"{good.path}: is the newest good checkpoint, and was being replaced when the run was killed; resume "
             "the run first, then prune"
         )
-    rules = kept_by(folder, keep_last, keep_every_steps, good_step=good.step)
-    doomed = [folder / final_name(step) for step, rule in sorted(rules.items()) if rule is None]
+    old = doomed(folder, keep_last, keep_every_steps, good_step=good.step)
     leftovers = [path for path in _folders(folder) if not _is_final(path)]
-    freed_bytes = sum(map(size_of, [*doomed, *leftovers]))
+    freed_bytes = sum(map(size_of, [*old, *leftovers]))
     if not dry_run:
         before = _bytes_of(folder)
         clean_leftovers(folder)
         prune(folder, keep_last, keep_every_steps, good=good)
         freed_bytes = before - _bytes_of(folder)  # less than announced where an `old` folder came back to its name
-    return Pruned(good, [path.name for path in [*doomed, *leftovers]], freed_bytes)
+    return Pruned(good, [path.name for path in [*old, *leftovers]], freed_bytes)
 
 
 def size_of(folder: Path) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
-from tests.integration.conftest import ROOT, Outcome, environment, make_corpus, pretrain
+from tests.integration.conftest import ROOT, Outcome, environment, make_corpus, pretrain, rank_of, workers_of
 
 LAUNCH = """
 import sys
@@ -54,23 +53,13 @@ class Job:
 
     def workers(self) -> list[int]:
         """Process ids in order of rank."""
-        listing = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
-        )
-        return sorted(map(int, listing.stdout.split()), key=_rank_of)
+        return sorted(workers_of(self.process.pid), key=rank_of)
 
     def kill_all(self) -> None:
         """SIGKILL the workers and the launcher, at once."""
         for pid in (*self.workers(), self.process.pid):
             os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=60)
-
-
-def _rank_of(pid: int) -> int:
-    variables = dict(
-        entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry
-    )
-    return int(variables["RANK"])
 
 
 def start(run_dir: Path, corpus: Path, *options: str, fault: dict, world_size: int = 2, max_restarts: int = 0) -> Job:
@@ -81,10 +70,3 @@ def start(run_dir: Path, corpus: Path, *options: str, fault: dict, world_size: i
     variables = environment() | {"FAULT": json.dumps(fault)}
     process = subprocess.Popen(line, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return Job(run_dir, process)
-
-
-def events(run_dir: Path, name: str | None = None) -> list[dict]:
-    """Events of the run, of one name or of all."""
-    path = run_dir / METRICS_FILE
-    found = read_metrics(path, ["event"]) if path.exists() else []
-    return [record for record in found if name in (None, record["event"])]

@@ -3,8 +3,9 @@
 import pytest
 
 from loopcoder_train.checkpoint import checkpoints_of, find_checkpoint
-from tests.faults.conftest import SLOWLY, TWO, events, start
+from tests.faults.conftest import SLOWLY, TWO, start
 from tests.integration.conftest import NUM_STEPS, losses, pretrain
+from tests.integration.running import events
 
 NAN = {"kind": "nan", "rank": 1, "batch": 5}
 

@@ -3,8 +3,9 @@
 import pytest
 
 from loopcoder_train.checkpoint import find_checkpoint
-from tests.faults.conftest import events, start
+from tests.faults.conftest import start
 from tests.integration.conftest import losses
+from tests.integration.running import events
 
 FLIP = {"kind": "flip", "rank": 1, "batch": 5, "tensor": "model/model.layers.1.mlp.down_proj.weight"}
 OFTEN = "guards.compare_replicas_every_steps=7"

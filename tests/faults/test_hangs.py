@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from loopcoder_train.checkpoint import find_checkpoint
-from tests.faults.conftest import events, start
+from tests.faults.conftest import start
 from tests.integration.conftest import logged_steps, losses, pretrain
+from tests.integration.running import events
 
 NEVER = {"kind": "nan", "rank": 0, "batch": 10**6}
 SECONDS = 20  # a loaded machine imports Megatron for longer than a step takes

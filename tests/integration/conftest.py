@@ -153,6 +153,12 @@ def workers_of(pid: int) -> list[int]:
     return [int(line) for line in listing.stdout.split()]
 
 
+def rank_of(pid: int) -> int:
+    """RANK of a worker."""
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
+
+
 def assert_one_line_error(outcome: Outcome, *said: str) -> None:
     """Exit code 2, one line on stderr without a traceback, saying what it must."""
     assert outcome.code == 2, outcome.stderr

@@ -74,5 +74,6 @@ def newest_step(run_dir: Path) -> int:
 
 
 def events(run_dir: Path, name: str) -> list[dict]:
-    """The events of this name, in order."""
-    return [r for r in read_metrics(run_dir / METRICS_FILE, ["event"]) if r["event"] == name]
+    """The events of this name so far, in order."""
+    path = run_dir / METRICS_FILE
+    return [r for r in read_metrics(path, ["event"]) if r["event"] == name] if path.exists() else []

@@ -30,6 +30,7 @@ from tests.integration.conftest import (
     environment,
     logged_steps,
     losses,
+    rank_of,
     run_in_turn,
     supervised_tokens,
     workers_of,
@@ -163,12 +164,6 @@ def kill(made: Made, during: str, launcher: subprocess.Popen) -> None:
     made.seconds[during] = time.monotonic() - began
     assert launcher.returncode == 1, made.lines[during]
     assert not [pid for pid in workers.values() if Path(f"/proc/{pid}").exists()], "a rank is still there"
-
-
-def rank_of(pid: int) -> int:
-    """RANK of a worker."""
-    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return int(next(value for name, _, value in (line.partition("=") for line in variables) if name == "RANK"))
 
 
 def resumed_after(run_dir: Path) -> int:

@@ -72,17 +72,13 @@ class Jobs:
 
     def wait_for_event(self, run_dir: Path, name: str, count: int = 1, seconds: float = 240) -> None:
         """Wait until the run has told of `count` events of this name."""
-        wait_until(lambda: len(all_events(run_dir, name)) >= count, seconds, f"{name} of {run_dir}: {tell(run_dir)}")
+        wait_until(lambda: len(events(run_dir, name)) >= count, seconds, f"{name} of {run_dir}: {tell(run_dir)}")
 
     def finish(self, job: str, run_dir: Path, seconds: float = 400) -> None:
         """Wait for the job's good end."""
         self.cluster.wait_for(job, "", seconds=seconds)
         details = self.cluster.details(job)
         assert (details["JobState"], details["ExitCode"]) == ("COMPLETED", "0:0"), tell(run_dir)
-
-
-def all_events(run_dir: Path, name: str) -> list[dict]:
-    return events(run_dir, name) if (run_dir / "metrics.jsonl").exists() else []
 
 
 def tell(run_dir: Path) -> str:
