@@ -1,7 +1,7 @@
 """`loopcoder data build`: make a corpus."""
 
-from data_pipeline.build import build_corpus
-from data_pipeline.build_config import BuildConfig
+from data_pipeline.prepare.build import build_corpus
+from data_pipeline.prepare.build_config import BuildConfig
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import build_corpus
-from data_pipeline.build_config import BuildConfig
-from data_pipeline.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.build import build_corpus
+from data_pipeline.prepare.build_config import BuildConfig
+from data_pipeline.prepare.documents import SourceConfig, SourceKind
 from loopcoder_train.config import RunConfig
 from loopcoder_train.config.io import read_run_config, write_run_config
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics

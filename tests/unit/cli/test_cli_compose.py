@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 import yaml
 
-from data_pipeline.build_config import BuildConfig
+from data_pipeline.prepare.build_config import BuildConfig
 from loopcoder_train.cli.arguments import quote
 from loopcoder_train.config import RunConfig, ScheduleKind
 from loopcoder_train.config.commands import ShowOptions

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.collect import StagedDocument, StagedGroup
-from data_pipeline.dedup import normalise
 from data_pipeline.ledger import Ledger
+from data_pipeline.prepare.collect import StagedDocument, StagedGroup
+from data_pipeline.prepare.dedup import normalise
 
 WINDOW_BYTES = 64
 _DOUBLINGS = 6

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.build_config import BuildConfig, content_config
-from data_pipeline.collect import StagedGroup, collect, load_staged, save_staged
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import (
@@ -28,9 +26,11 @@ from data_pipeline.manifest import (
     SourceInfo,
     write_durably,
 )
-from data_pipeline.overlap import return_overlapping
+from data_pipeline.prepare.build_config import BuildConfig, content_config
+from data_pipeline.prepare.collect import StagedGroup, collect, load_staged, save_staged
+from data_pipeline.prepare.overlap import return_overlapping
+from data_pipeline.prepare.tokenise import Meter, plan_sources, tokenizer_sample, write_source
 from data_pipeline.shards import token_dtype
-from data_pipeline.tokenise import Meter, plan_sources, tokenizer_sample, write_source
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 
 Progress = Callable[[str], None]

@@ -11,19 +11,19 @@ from typing import ClassVar
 import pytest
 from omegaconf import OmegaConf
 
-from data_pipeline import build, collect
-from data_pipeline.build import build_corpus
-from data_pipeline.build_config import BuildConfig
-from data_pipeline.collect import StagedDocument
-from data_pipeline.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, SeenDocuments
-from data_pipeline.documents import SourceConfig, SourceKind
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import Corpus, Manifest
-from data_pipeline.overlap import return_overlapping, window_hashes
+from data_pipeline.prepare import build, collect
+from data_pipeline.prepare.build import build_corpus
+from data_pipeline.prepare.build_config import BuildConfig
+from data_pipeline.prepare.collect import StagedDocument
+from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, SeenDocuments
+from data_pipeline.prepare.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.overlap import return_overlapping, window_hashes
+from data_pipeline.prepare.split import HeldoutRule, split_hash
 from data_pipeline.quotas import quotas_for
 from data_pipeline.show import describe
-from data_pipeline.split import HeldoutRule, split_hash
 from data_pipeline.stream import TokenStream
 
 _WORDS = [

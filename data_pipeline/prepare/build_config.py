@@ -5,8 +5,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipeline.documents import SourceConfig
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.documents import SourceConfig
 from data_pipeline.tokenizer import END_OF_DOCUMENT, MIN_VOCAB_SIZE
 
 # Where a corpus lies and whether it may be replaced does not change what is in it.

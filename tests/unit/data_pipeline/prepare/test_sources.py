@@ -6,13 +6,13 @@ import json
 import pytest
 import zstandard
 
-from data_pipeline import environment, files
-from data_pipeline.documents import SourceConfig, SourceKind
 from data_pipeline.errors import DataError
 from data_pipeline.languages import language_of, side_of, slug, table
 from data_pipeline.ledger import Ledger
-from data_pipeline.rows import NOT_AN_OBJECT
-from data_pipeline.sources import UNKNOWN_LANGUAGE, read_documents
+from data_pipeline.prepare import environment, files
+from data_pipeline.prepare.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.rows import NOT_AN_OBJECT
+from data_pipeline.prepare.sources import UNKNOWN_LANGUAGE, read_documents
 
 LIMIT = 1000
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipeline.documents import SourceConfig
 from data_pipeline.errors import DataError, nearest_hint
-from data_pipeline.files import TOO_LARGE, Skip
+from data_pipeline.prepare.documents import SourceConfig
+from data_pipeline.prepare.files import TOO_LARGE, Skip
 
 Row = tuple[str, dict[str, Any]]
 _JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline import languages
-from data_pipeline.documents import RawText
-from data_pipeline.files import TOO_LARGE, FileEntry, Skip, encode_checked, list_files, read_text, spread_key
+from data_pipeline.prepare.documents import RawText
+from data_pipeline.prepare.files import TOO_LARGE, FileEntry, Skip, encode_checked, list_files, read_text, spread_key
 
 _USEFUL_DATA = {"YAML", "TOML"}
 _OTHER_LANGUAGE, _NOT_SOURCE = "language not used from the environment", "not a source file"

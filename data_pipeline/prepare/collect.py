@@ -16,15 +16,15 @@ from typing import Any
 
 import zstandard
 
-from data_pipeline.build_config import BuildConfig
-from data_pipeline.dedup import SeenDocuments
-from data_pipeline.documents import Document, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import write_durably
 from data_pipeline.mixture import KINDS
-from data_pipeline.sources import read_documents, sides
-from data_pipeline.split import HeldoutRule, split_hash
+from data_pipeline.prepare.build_config import BuildConfig
+from data_pipeline.prepare.dedup import SeenDocuments
+from data_pipeline.prepare.documents import Document, SourceConfig
+from data_pipeline.prepare.sources import read_documents, sides
+from data_pipeline.prepare.split import HeldoutRule, split_hash
 
 STAGED_FILE = "staged.json"
 _PROGRESS_BYTES = 8_000_000

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.build_config import BuildConfig
-from data_pipeline.collect import StagedDocument, StagedGroup
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import SPLITS, SourceInfo, SplitInfo
 from data_pipeline.mixture import KINDS
+from data_pipeline.prepare.build_config import BuildConfig
+from data_pipeline.prepare.collect import StagedDocument, StagedGroup
 from data_pipeline.shards import ShardInfo, ShardWriter, token_dtype
 from data_pipeline.tokenizer import Tokenizer
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline import languages
-from data_pipeline.documents import Document, RawText, SourceConfig, SourceKind
 from data_pipeline.errors import DataError
-from data_pipeline.files import Skip, encode_checked, list_files, read_text, spread_key
 from data_pipeline.ledger import Ledger
+from data_pipeline.prepare.documents import Document, RawText, SourceConfig, SourceKind
+from data_pipeline.prepare.files import Skip, encode_checked, list_files, read_text, spread_key
 
 UNKNOWN_LANGUAGE = "unknown language"
 PLAIN_TEXT = "Text"
@@ -67,15 +67,15 @@ def _raw_texts(config: SourceConfig, limit: int, skip: Skip) -> Iterator[RawText
         case SourceKind.folder:
             return _folder(config, limit, skip)
         case SourceKind.environment_code:
-            from data_pipeline import environment
+            from data_pipeline.prepare import environment
 
             return environment.code(limit, skip)
         case SourceKind.environment_text:
-            from data_pipeline import environment
+            from data_pipeline.prepare import environment
 
             return environment.text(limit, skip)
         case _:
-            from data_pipeline import rows
+            from data_pipeline.prepare import rows
 
             return _rows(config, limit, skip, rows.read(config, limit, skip))
 
