@@ -1,12 +1,14 @@
 """Where every document went: documents, bytes and tokens per stage, reason, source and language.
 
 The journey: each stage adds to a row when it takes, changes or drops a document. Stages: `read` (a document came out
-of its source), `skipped` (never became one: binary, not UTF-8, too large ...), `duplicate`, `capped` (the side was
-full), then `train` or `heldout`. Every document that was read ends in exactly one later row, so
+of its source), `skipped` (never became one: binary, not UTF-8, too large ...), `capped` (the side was full), `filtered`,
+`duplicate`, `near_duplicate`, `contaminated`, then `train` or `heldout`. `redacted` counts documents that were changed,
+and the bytes that they lost. Every document that was read ends in exactly one row that is not `redacted`, so
 
-    read = duplicate + capped + train + heldout        (documents and bytes, checked by `balance`)
+    read = capped + filtered + duplicate + near_duplicate + contaminated + train + heldout      (documents)
 
-Saved beside the manifest as ledger.json.
+and with the bytes of `redacted` on the right the bytes agree too; `balance` checks both. Saved beside the manifest as
+ledger.json.
 """
 
 import json
@@ -18,7 +20,11 @@ from typing import Self
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import LEDGER_FILE, write_durably
 
-STAGES = ("skipped", "read", "duplicate", "capped", "train", "heldout")
+STAGES = (
+    *("skipped", "read", "capped", "filtered", "duplicate", "near_duplicate", "contaminated", "redacted"),
+    *("train", "heldout"),
+)
+"""In the order of the graph."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,6 +70,16 @@ class Ledger:
         row.bytes += num_bytes
         row.tokens += tokens
 
+    def merge(self, other: "Ledger") -> None:
+        """Add the rows and notes of another ledger."""
+        for row in other.rows():
+            self.add(
+                row.stage, source=row.source, reason=row.reason, group=row.group, language=row.language,
+                documents=row.documents, num_bytes=row.bytes, tokens=row.tokens,
+            )  # fmt: skip
+        for note in other.notes:
+            self.note(note)
+
     def note(self, sentence: str) -> None:
         """Remember a sentence for the report, once."""
         if sentence not in self.notes:
@@ -100,7 +116,7 @@ class Ledger:
         for row in self.rows():
             if row.stage != "skipped":
                 sign = 1 if row.stage == "read" else -1
-                counts[row.source][0] += sign * row.documents
+                counts[row.source][0] += 0 if row.stage == "redacted" else sign * row.documents
                 counts[row.source][1] += sign * row.bytes
         for source, (documents, size) in counts.items():
             if documents or size:

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.prepare.decontaminate import EvaluationSet
 from data_pipeline.prepare.documents import SourceConfig
+from data_pipeline.prepare.executor_config import ExecutorConfig
+from data_pipeline.prepare.filters import Filters, load_filters
+from data_pipeline.prepare.near_dedup import MinHasher, NearDedupConfig
 from data_pipeline.tokenizer import END_OF_DOCUMENT, MIN_VOCAB_SIZE
 
 # Where a corpus lies and whether it may be replaced does not change what is in it.
-_NOT_CONTENT = ("corpus_dir", "overwrite")
+_NOT_CONTENT = ("corpus_dir", "overwrite", "executor")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -19,6 +23,14 @@ class BuildConfig:
 
     corpus_dir: str
     sources: list[SourceConfig] = field(default_factory=list)
+    tasks: int = 4  # parts of the work; decides the order of the documents, so it belongs to the corpus
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # who does the tasks; never the result
+    language_manifest: str = ""  # a name or a file: languages that are admitted as code; empty: every known one
+    filters: str = "standard"  # a name or a file of thresholds per language; none: every document passes
+    near_duplicates: NearDedupConfig = field(default_factory=NearDedupConfig)
+    near_hash_ranges: int = 1  # tasks for each band
+    evaluation_sets: list[EvaluationSet] = field(default_factory=list)  # what training must not have seen
+    redact: bool = True  # secrets and personal data
     vocab_size: int = 4096
     tokenizer_path: str = ""  # an existing tokenizer.json; empty: train one of vocab_size
     end_of_document_token: str = END_OF_DOCUMENT  # of that tokenizer
@@ -28,7 +40,7 @@ class BuildConfig:
     heldout_fraction: float = 0.01  # of the bytes of each language or text collection
     min_heldout_documents: int = 8  # of each; never more than a tenth of it
     max_heldout_overlap: float = 0.3  # share of a held-out document that training may contain
-    min_source_tokens: int = 65_536  # smaller languages are grouped as code-other
+    min_source_bytes: int = 200_000  # smaller languages are grouped as code-other
     block_tokens: int = 4096  # one checksum each
     shard_tokens: int = 1 << 27
     seed: int = 0
@@ -55,7 +67,7 @@ class BuildConfig:
 
 _LEAST = {
     "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1, "min_heldout_documents": 0,
-    "min_source_tokens": 0, "block_tokens": 1, "shard_tokens": 1,
+    "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
 }  # fmt: skip
 
 

@@ -7,6 +7,21 @@ from data_pipeline import languages
 from data_pipeline.errors import DataError
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part `number` of `parts` of a source: what one task reads. Together they are the source, each document once."""
+
+    number: int
+    parts: int
+
+    def has(self, index: int) -> bool:
+        """Whether the file or row with this index, from 0, belongs to the part."""
+        return index % self.parts == self.number
+
+
+WHOLE = Part(0, 1)
+
+
 class SourceKind(enum.Enum):
     """What a source is made of."""
 
@@ -56,7 +71,10 @@ class SourceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Document:
-    """One text with where it is from. group: the source of the manifest that it goes to, unless that is too small."""
+    """One text with where it is from. group: the source of the manifest that it goes to, unless that is too small.
+
+    repository: whose files are packed together; empty for a document that stands alone.
+    """
 
     text: str
     source: str
@@ -65,6 +83,7 @@ class Document:
     kind: str
     group: str
     num_bytes: int
+    repository: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,3 +95,4 @@ class RawText:
     language: str
     num_bytes: int
     group: str = ""
+    repository: str = ""

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline import languages
-from data_pipeline.prepare.documents import RawText
-from data_pipeline.prepare.files import TOO_LARGE, FileEntry, Skip, encode_checked, list_files, read_text, spread_key
+from data_pipeline.prepare.documents import Part, RawText
+from data_pipeline.prepare.files import TOO_LARGE, FileEntry, Skip, encode_checked, list_files, once, part_of_files, read_text
 
 _USEFUL_DATA = {"YAML", "TOML"}
 _OTHER_LANGUAGE, _NOT_SOURCE = "language not used from the environment", "not a source file"
@@ -56,13 +56,13 @@ def _files(skip: Skip) -> list[FileEntry]:
         for entry in list_files(root, skip, excluded_folders=_PACKAGES):
             entry.name = f"{label}/{entry.name}"
             entries.append(entry)
-    return sorted(entries, key=lambda entry: (spread_key(entry.name), entry.name))
+    return entries
 
 
-def code(max_document_bytes: int, skip: Skip) -> Iterator[RawText]:
-    """Source files, in an order of which every prefix is a sample of all languages."""
+def code(max_document_bytes: int, skip: Skip, part: Part) -> Iterator[RawText]:
+    """Source files of a part, in an order of which every prefix is a sample of all languages."""
     by_language: dict[str, list[FileEntry]] = defaultdict(list)
-    for entry in _files(skip):
+    for entry in part_of_files(_files(once(skip, part)), part):
         language = languages.language_of(entry.name)
         if language is None:
             skip(_NOT_SOURCE, entry.size)
@@ -96,9 +96,9 @@ def spread(by_language: dict[str, list[FileEntry]]) -> list[tuple[str, FileEntry
     return [(language, entry) for _, language, _, entry in sorted(keyed, key=lambda item: item[:3])]
 
 
-def text(max_document_bytes: int, skip: Skip) -> Iterator[RawText]:
-    """Docstrings, package descriptions and documentation, interleaved 6 : 1 : 2 by bytes while they last."""
-    entries = _files(skip)
+def text(max_document_bytes: int, skip: Skip, part: Part) -> Iterator[RawText]:
+    """Docstrings, package descriptions and documentation of a part, interleaved 6 : 1 : 2 by bytes while they last."""
+    entries = part_of_files(_files(once(skip, part)), part)
     collections = {
         DOCSTRINGS: _docstrings(entries, max_document_bytes, skip),
         DESCRIPTIONS: _descriptions(entries, max_document_bytes, skip),

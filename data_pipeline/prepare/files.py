@@ -5,11 +5,13 @@ turns bytes into text only when they are text.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
+
+from data_pipeline.prepare.documents import Part
 
 BINARY, NOT_UTF8, EMPTY = "binary (NUL byte)", "not UTF-8", "empty"
 TOO_LARGE = "larger than max_document_bytes"
@@ -60,6 +62,17 @@ def _not_entered(entry: os.DirEntry[str], excluded: frozenset[str]) -> str | Non
 def spread_key(name: str) -> int:
     """A hash of a name to sort by: neighbours in a folder come far apart, so that stopping early stays diverse."""
     return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape"))
+
+
+def part_of_files(entries: Iterable[FileEntry], part: Part) -> list[FileEntry]:
+    """The files of a part, in an order that is spread over the folders."""
+    ordered = sorted(entries, key=lambda entry: (spread_key(entry.name), entry.name))
+    return [entry for index, entry in enumerate(ordered) if part.has(index)]
+
+
+def once(skip: Skip, part: Part) -> Skip:
+    """`skip` for what every part comes upon: told by the first part only."""
+    return skip if part.number == 0 else lambda reason, size: None
 
 
 def read_text(entry: FileEntry, max_document_bytes: int, skip: Skip) -> str | None:

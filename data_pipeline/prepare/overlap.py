@@ -1,20 +1,17 @@
 """Held-out documents that are also in the training documents, in part, go back to training.
 
-Exact copies are gone by now (dedup.py), but generated files, forked classes and templated docstrings remain: a loss on
-them measures memory. The journey: the normalised text of every held-out candidate becomes a set of hashes, one for each
-window of 64 bytes whose hash is divisible by 8 (so the same windows are picked wherever they stand) -> all training
-documents are hashed alike and mark what they share -> a candidate of which more than `max_overlap` is marked is
-returned to training, and marks its own windows in turn, until nothing changes. Memory holds the candidates' hashes
-only. This is no near-duplicate search among the training documents; that is another stage.
+Copies are gone by now (exact.py, near.py), but generated files, forked classes and templated docstrings remain: a loss
+on them measures memory. The journey: the normalised text of every held-out candidate becomes a set of hashes, one for
+each window of 64 bytes whose hash is divisible by 8 (so the same windows are picked wherever they stand) -> all training
+documents are hashed alike and mark what they share, task by task -> a candidate of which more than `max_overlap` is
+marked is returned to training, and marks its own windows in turn, until nothing changes. Memory holds the candidates'
+hashes only. This is no near-duplicate search among the training documents; that is near_dedup.py.
 """
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.ledger import Ledger
-from data_pipeline.prepare.collect import StagedDocument, StagedGroup
 from data_pipeline.prepare.dedup import normalise
 
 WINDOW_BYTES = 64
@@ -42,55 +39,24 @@ def window_hashes(text: str) -> np.ndarray:
     return picked if picked.size else data[:1]  # a short text may have none
 
 
-class _Candidates:
-    """The windows of all held-out candidates and which of them training has."""
-
-    def __init__(self, groups: Iterable[StagedGroup], folder: Path) -> None:
-        self.owners: list[tuple[StagedGroup, StagedDocument]] = []
-        hashes = []
-        for group in groups:
-            for document in group.read(folder):
-                if group.is_heldout(document.split_hash):
-                    self.owners.append((group, document))
-                    hashes.append(window_hashes(document.text))
-        self.known = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, dtype=np.uint64)
-        self.places = [np.searchsorted(self.known, own) for own in hashes]
-        self.marked = np.zeros(self.known.size, dtype=bool)
-
-    def mark(self, hashes: np.ndarray) -> None:
-        at = np.minimum(np.searchsorted(self.known, hashes), self.known.size - 1)
-        self.marked[at[self.known[at] == hashes]] = True
-
-    def take_overlapping(self, max_overlap: float) -> list[int]:
-        """Numbers of the candidates above the bound; their windows count as training from now on."""
-        taken: list[int] = []
-        left = set(range(len(self.owners)))
-        while over := [i for i in sorted(left) if self.marked[self.places[i]].mean() > max_overlap]:
-            for i in over:
-                self.marked[self.places[i]] = True
-            left.difference_update(over)
-            taken += over
-        return taken
+def mark(known: np.ndarray, marked: np.ndarray, hashes: np.ndarray) -> None:
+    """Set `marked` [K] bool where `known` [K] uint64, sorted, is among `hashes`."""
+    if known.size:
+        at = np.minimum(np.searchsorted(known, hashes), known.size - 1)
+        marked[at[known[at] == hashes]] = True
 
 
-def return_overlapping(
-    groups: list[StagedGroup], folder: Path, max_overlap: float, ledger: Ledger, progress: Callable[[str], None]
-) -> None:
-    """Return held-out candidates that overlap training by more than `max_overlap` (0..1; 1 returns none)."""
-    candidates = _Candidates(groups, folder)
-    if not candidates.owners or max_overlap >= 1:
-        return
-    for group in groups:
-        for document in group.read(folder):
-            if not group.is_heldout(document.split_hash):
-                candidates.mark(window_hashes(document.text))
-    taken = candidates.take_overlapping(max_overlap)
-    for number in taken:
-        group, document = candidates.owners[number]
-        group.returned.append(document.split_hash)
-    sentence = (
-        f"held out: {len(taken)} of {len(candidates.owners)} candidates had more than {max_overlap:.0%} of their "
-        "text in training documents and went back to training"
-    )
-    ledger.note(sentence)
-    progress(sentence)
+def overlapping(known: np.ndarray, marked: np.ndarray, windows: Sequence[np.ndarray], max_overlap: float) -> list[int]:
+    """Which candidates share more than `max_overlap` of their `windows` with training; sorted.
+
+    known [K] uint64, sorted: the windows of all candidates; marked [K]: those that training has. A candidate that is
+    returned counts as training from then on, so others may follow it.
+    """
+    marked = marked.copy()
+    places = [np.searchsorted(known, own) for own in windows]
+    left = set(range(len(places)))
+    while over := [i for i in sorted(left) if marked[places[i]].mean() > max_overlap]:
+        for i in over:
+            marked[places[i]] = True
+        left.difference_update(over)
+    return sorted(set(range(len(places))) - left)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError, nearest_hint
-from data_pipeline.prepare.documents import SourceConfig
+from data_pipeline.prepare.documents import WHOLE, Part, SourceConfig
 from data_pipeline.prepare.files import TOO_LARGE, Skip
 
 Row = tuple[str, dict[str, Any]]
@@ -23,15 +23,19 @@ _ZSTD_INPUT_BYTES = 1 << 14  # small: a chunk may decompress to a thousand times
 NOT_AN_OBJECT = "line is not a JSON object"
 
 
-def read(config: SourceConfig, max_document_bytes: int, skip: Skip) -> Iterator[Row]:
-    """The rows of a jsonl, parquet or huggingface source, in order of file name and row."""
+def read(config: SourceConfig, max_document_bytes: int, skip: Skip, part: Part) -> Iterator[Row]:
+    """The rows of a part of a jsonl, parquet or huggingface source, in order of file name and row.
+
+    With at least as many files as parts, files are dealt to the parts; with fewer every part passes over all of them
+    and takes its rows. So one large file is read by all tasks, in as many passes.
+    """
     match config.kind.name:
         case "jsonl":
-            return _jsonl(config, max_document_bytes, skip)
+            return _jsonl(config, max_document_bytes, skip, part)
         case "parquet":
-            return _parquet(config)
+            return _parquet(config, part)
         case _:
-            return _huggingface(config)
+            return _huggingface(config, part)
 
 
 def _files(config: SourceConfig, endings: tuple[str, ...]) -> list[tuple[str, Path]]:
@@ -46,15 +50,23 @@ def _files(config: SourceConfig, endings: tuple[str, ...]) -> list[tuple[str, Pa
     return [(path.relative_to(root).as_posix(), path) for path in found]
 
 
-def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip) -> Iterator[Row]:
+def _dealt(files: list[tuple[str, Path]], part: Part) -> tuple[list[tuple[str, Path]], Part]:
+    """(files of a part, which of their rows it takes)."""
+    if len(files) < part.parts:
+        return files, part
+    return [file for index, file in enumerate(files) if part.has(index)], WHOLE
+
+
+def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip, part: Part) -> Iterator[Row]:
     import zstandard
 
     # A character takes at most 6 bytes in JSON (\u00e9); the rest is room for the other columns.
     limit = 6 * max_document_bytes + 65_536
-    for name, path in _files(config, _JSONL_ENDINGS):
+    files, rows = _dealt(_files(config, _JSONL_ENDINGS), part)
+    for name, path in files:
         try:
             with _open(path) as file:
-                for number, line in _lines(file, limit, skip):
+                for number, line in _lines(file, limit, skip, rows):
                     row = _object(line)
                     if row is None:
                         skip(NOT_AN_OBJECT, len(line))
@@ -110,17 +122,18 @@ class _ZstdFile(io.RawIOBase):
         super().close()
 
 
-def _lines(file: BinaryIO, limit: int, skip: Skip) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, line) of every line of at most `limit` bytes; blank lines are no rows."""
+def _lines(file: BinaryIO, limit: int, skip: Skip, part: Part) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, line) of the part's lines of at most `limit` bytes; blank lines are no rows."""
     number = 0
     while line := file.readline(limit + 1):
         number += 1
-        size = len(line)
+        size, is_mine = len(line), part.has(number - 1)
         if size > limit:
             while not line.endswith(b"\n") and (line := file.readline(limit)):
                 size += len(line)
-            skip(TOO_LARGE, size)
-        elif line.strip():
+            if is_mine:
+                skip(TOO_LARGE, size)
+        elif is_mine and line.strip():
             yield number, line
 
 
@@ -132,12 +145,13 @@ def _object(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _parquet(config: SourceConfig) -> Iterator[Row]:
+def _parquet(config: SourceConfig, part: Part) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     wanted = [field for field in (config.text_field, config.language_field, config.name_field) if field]
-    for name, path in _files(config, (".parquet",)):
+    files, rows = _dealt(_files(config, (".parquet",)), part)
+    for name, path in files:
         try:
             with pq.ParquetFile(path) as file:
                 _check_columns(path, wanted, file.schema_arrow.names)
@@ -145,7 +159,8 @@ def _parquet(config: SourceConfig) -> Iterator[Row]:
                 for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=wanted):
                     for row in batch.to_pylist():
                         number += 1
-                        yield f"{name}:{number}", row
+                        if rows.has(number - 1):
+                            yield f"{name}:{number}", row
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{path}: not a readable parquet file ({reason}); restore it or remove it") from error
@@ -157,16 +172,15 @@ def _check_columns(where: object, wanted: list[str], present: list[str]) -> None
             raise DataError(f"{where}: no column {field!r}{nearest_hint(field, present)}")
 
 
-def _huggingface(config: SourceConfig) -> Iterator[Row]:
+def _huggingface(config: SourceConfig, part: Part) -> Iterator[Row]:
     import datasets
 
     wanted = [field for field in (config.text_field, config.language_field, config.name_field) if field]
     try:
-        dataset = _load(config)
-        for number, row in enumerate(dataset, start=1):
-            if number == 1:
+        for number, (name, row) in enumerate(_part_of_dataset(_load(config), part)):
+            if number == 0:
                 _check_columns(f"dataset {config.path}", wanted, list(row))
-            yield f"{config.path}:{config.split}:{number}", row
+            yield f"{config.path}:{config.split}:{name}", row
     except DataError:
         raise
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -175,6 +189,22 @@ def _huggingface(config: SourceConfig) -> Iterator[Row]:
             f"source {config.name!r}: dataset {config.path} split {config.split} cannot be read ({reason}); "
             "correct path and split, or log in"
         ) from error
+
+
+def _part_of_dataset(dataset: Any, part: Part) -> Iterator[Row]:
+    """(number of the row, from 1, row) of a part; where a stream is dealt by its own files, the part's number too."""
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        for index in range(part.number, len(dataset), part.parts):
+            yield str(index + 1), dataset[index]
+    elif dataset.num_shards >= part.parts > 1:
+        for number, row in enumerate(dataset.shard(num_shards=part.parts, index=part.number), start=1):
+            yield f"{part.number}.{number}", row
+    else:
+        for index, row in enumerate(dataset):
+            if part.has(index):
+                yield str(index + 1), row
 
 
 def _load(config: SourceConfig) -> Any:

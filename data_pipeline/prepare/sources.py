@@ -12,8 +12,8 @@ from pathlib import Path
 from data_pipeline import languages
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
-from data_pipeline.prepare.documents import Document, RawText, SourceConfig, SourceKind
-from data_pipeline.prepare.files import Skip, encode_checked, list_files, read_text, spread_key
+from data_pipeline.prepare.documents import WHOLE, Document, Part, RawText, SourceConfig, SourceKind
+from data_pipeline.prepare.files import Skip, encode_checked, list_files, once, part_of_files, read_text
 
 UNKNOWN_LANGUAGE = "unknown language"
 PLAIN_TEXT = "Text"
@@ -27,65 +27,64 @@ def sides(config: SourceConfig) -> set[str]:
     return known.get(config.kind, {"text", "code"})
 
 
-def read_documents(config: SourceConfig, ledger: Ledger, max_document_bytes: int) -> Iterator[Document]:
-    """The documents of one source, in a fixed order; adds stage `read` and `skipped` to the ledger.
+def read_documents(
+    config: SourceConfig, ledger: Ledger, max_document_bytes: int, part: Part = WHOLE
+) -> Iterator[Document]:
+    """The documents of one part of a source, in a fixed order; adds stage `skipped` to the ledger.
 
-    Raises DataError for a path that does not exist, a damaged file, a missing column, or if nothing comes out.
+    `max_bytes` of the source is divided among the parts. Raises DataError for a path that does not exist, a damaged
+    file or a missing column. That nothing comes out is an error of the whole source, not of a part: `nothing_read`.
     """
 
     def skip(reason: str, num_bytes: int) -> None:
         ledger.add("skipped", source=config.name, reason=reason, num_bytes=num_bytes)
 
-    taken = documents = 0
-    for raw in _raw_texts(config, max_document_bytes, skip):
+    taken = 0
+    for raw in _raw_texts(config, max_document_bytes, skip, part):
         kind = languages.side_of(raw.language)
         group = raw.group or (languages.slug(raw.language) if kind == "code" else config.name)
-        documents += 1
         taken += raw.num_bytes
-        ledger.add("read", source=config.name, language=raw.language, num_bytes=raw.num_bytes)
         yield Document(
             text=raw.text, source=config.name, name=raw.name, num_bytes=raw.num_bytes,
-            language=raw.language, kind=kind, group=group,
+            language=raw.language, kind=kind, group=group, repository=raw.repository,
         )  # fmt: skip
-        if config.max_bytes is not None and taken >= config.max_bytes:
+        if config.max_bytes is not None and taken * part.parts >= config.max_bytes:
             ledger.note(f"{config.name}: stopped at max_bytes={config.max_bytes:,}; the rest was not read")
             return
-    if not documents:
-        raise _nothing(config, ledger)
 
 
-def _nothing(config: SourceConfig, ledger: Ledger) -> DataError:
+def nothing_read(config: SourceConfig, ledger: Ledger) -> DataError:
+    """The error for a source that gave no document; the ledger has what all its parts have skipped."""
     reasons = ledger.reasons("skipped", config.name)
     why = ", ".join(f"{row.documents} {reason}" for reason, row in list(reasons.items())[:4]) or "nothing there"
     where = f" ({config.path})" if config.path else ""
     return DataError(f"source {config.name!r}{where}: no documents ({why}); correct the path or remove the source")
 
 
-def _raw_texts(config: SourceConfig, limit: int, skip: Skip) -> Iterator[RawText]:
+def _raw_texts(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterator[RawText]:
     # Readers of formats that need large libraries are imported by the builds that use them.
     match config.kind:
         case SourceKind.folder:
-            return _folder(config, limit, skip)
+            return _folder(config, limit, skip, part)
         case SourceKind.environment_code:
             from data_pipeline.prepare import environment
 
-            return environment.code(limit, skip)
+            return environment.code(limit, skip, part)
         case SourceKind.environment_text:
             from data_pipeline.prepare import environment
 
-            return environment.text(limit, skip)
+            return environment.text(limit, skip, part)
         case _:
             from data_pipeline.prepare import rows
 
-            return _rows(config, limit, skip, rows.read(config, limit, skip))
+            return _rows(config, limit, skip, rows.read(config, limit, skip, part))
 
 
-def _folder(config: SourceConfig, limit: int, skip: Skip) -> Iterator[RawText]:
+def _folder(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterator[RawText]:
     root = Path(config.path)
     if not root.is_dir():
         raise DataError(f"source {config.name!r}: folder {config.path} does not exist; correct its path")
-    entries = sorted(list_files(root, skip), key=lambda entry: (spread_key(entry.name), entry.name))
-    for entry in entries:
+    for entry in part_of_files(list_files(root, once(skip, part)), part):
         language = config.language or languages.language_of(entry.name)
         # Only a file without an extension can be told by its first line: do not read the others in vain.
         if language is None and "." in entry.path.name.lstrip("."):

@@ -1,16 +1,30 @@
-"""Which documents are held out: those with the lowest hashes of (seed, normalised content), source by source.
+"""Which documents are held out: those with the lowest hashes of (seed, normalised content), group by group.
 
-The journey: while a source is collected its documents' hashes and sizes are remembered (16 bytes each); when it is
-complete, documents are taken in the order of their hashes until they are `fraction` of its bytes and `min_documents`
-of its documents, but never more than a tenth of either. So a copy that differs in a version number is always on the
-same side, the order of the sources does not matter, and a small source still has something to evaluate.
+The journey: a task of `clean` remembers the hashes and sizes of its documents, group by group, and keeps the lowest
+ones, which alone can be held out (`lowest`). When all tasks are done (`threshold`), documents are taken in the order of
+their hashes until they are `fraction` of the group's bytes and `min_documents` of its documents, but never more than a
+tenth of either. So a copy that differs in a version number is always on the same side, neither the order of the sources
+nor the number of tasks matters, and a small group still has something to evaluate. A repository that is packed as a
+whole counts as one document here: its files have one hash.
 """
 
-from array import array
+from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
-_MAX_SHARE = 0.1
+MAX_SHARE = 0.1
+# A task keeps this many times what it would hold out if every task had the same documents.
+_MARGIN = 3
+
+
+@dataclass(slots=True)
+class LowHashes:
+    """hashes [N] uint64, sorted, and sizes [N] int64 in bytes of a task's documents below `bound`; none above it."""
+
+    hashes: np.ndarray
+    sizes: np.ndarray
+    bound: int
 
 
 def split_hash(digest: int, seed: int) -> int:
@@ -18,31 +32,38 @@ def split_hash(digest: int, seed: int) -> int:
     return xxhash.xxh3_64_intdigest(f"{seed}/{digest:032x}".encode())
 
 
-class HeldoutRule:
-    """Collects the documents of one source (`add`); a document is held out if its hash is below `threshold()`."""
+def lowest(hashes: np.ndarray, sizes: np.ndarray, fraction: float, min_documents: int) -> LowHashes:
+    """The documents of a task that may be held out: three times what its share would need."""
+    order = np.argsort(hashes, kind="stable")
+    hashes, sizes = hashes[order], sizes[order]
+    enough_bytes = int(np.searchsorted(np.cumsum(sizes), _MARGIN * fraction * sizes.sum()))
+    keep = max(_MARGIN * min_documents, enough_bytes + 1)
+    if keep >= len(hashes):
+        return LowHashes(hashes, sizes, 1 << 64)
+    return LowHashes(hashes[:keep], sizes[:keep], int(hashes[keep]))
 
-    def __init__(self, fraction: float, min_documents: int) -> None:
-        self._fraction, self._min_documents = fraction, min_documents
-        self._hashes, self._sizes = array("Q"), array("Q")
 
-    @property
-    def documents(self) -> int:
-        return len(self._hashes)
+def threshold(
+    parts: list[LowHashes], documents: int, num_bytes: int, fraction: float, min_documents: int
+) -> tuple[int, bool]:
+    """(bound below which documents are held out, whether that is less than asked for because the parts end there).
 
-    def add(self, value: int, num_bytes: int) -> None:
-        """One document: its `split_hash` and size."""
-        self._hashes.append(value)
-        self._sizes.append(num_bytes)
-
-    def threshold(self) -> int:
-        """The bound for the documents that were added; 0 when none can be held out."""
-        total_bytes = sum(self._sizes)
-        most_documents, most_bytes = self.documents * _MAX_SHARE, total_bytes * _MAX_SHARE
-        bound = num_bytes = 0
-        for documents, (value, size) in enumerate(sorted(zip(self._hashes, self._sizes, strict=True))):
-            enough = documents >= self._min_documents and num_bytes >= self._fraction * total_bytes
-            num_bytes += size
-            if enough or documents + 1 > most_documents or num_bytes > most_bytes:
-                break
-            bound = value + 1
-        return bound
+    documents, num_bytes: of the whole group. The bound is 0 when none can be held out.
+    """
+    end = min(part.bound for part in parts)
+    hashes = np.concatenate([part.hashes for part in parts])
+    sizes = np.concatenate([part.sizes for part in parts])
+    order = np.argsort(hashes, kind="stable")
+    hashes, sizes = hashes[order].tolist(), sizes[order].tolist()
+    most_documents, most_bytes = documents * MAX_SHARE, num_bytes * MAX_SHARE
+    bound = taken = 0
+    for count, (value, size) in enumerate(zip(hashes, sizes, strict=True)):
+        if count >= min_documents and taken >= fraction * num_bytes:
+            return bound, False
+        taken += size
+        if count + 1 > most_documents or taken > most_bytes:
+            return bound, False
+        if value >= end:
+            return bound, True
+        bound = value + 1
+    return bound, False

@@ -1,0 +1,129 @@
+"""The tasks of a phase through datatrove's executors: processes here, a SLURM job array, or Ray.
+
+The journey: a `Step` holds what a task needs (options, folder, name of the phase) and is what datatrove runs as its
+pipeline, once per task -> the executor remembers in `logs/<phase>/completions` which tasks are done, so a build that
+was killed goes on with the others. An error of a task is written down for the command that waits or looks later.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.prepare.build_config import BuildConfig
+from data_pipeline.prepare.executor_config import ExecutorKind
+from data_pipeline.prepare.job import Job
+from data_pipeline.prepare.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One node of the graph. run(job, task) is file in, file out; num_tasks(job) says how many there are."""
+
+    name: str
+    run: Callable[[Job, int], None]
+    num_tasks: Callable[[Job], int]
+
+
+@dataclass(slots=True)
+class Step:
+    """A phase as datatrove calls it. It is pickled for other machines, so it holds plain values only."""
+
+    config: BuildConfig
+    folder: str
+    phase: Phase
+
+    def __call__(self, data: Any, rank: int, world_size: int) -> None:
+        """Do task `rank`."""
+        workspace = Workspace(Path(self.folder))
+        try:
+            self.phase.run(Job(self.config, workspace), rank)
+        except DataError as error:
+            workspace.record_error(self.phase.name, rank, str(error))
+            raise
+
+
+def run_phase(job: Job, phase: Phase) -> None:
+    """Do the tasks of a phase that are not done, and wait for them. Raises the DataError of a task."""
+    executor = _executor(job, phase)
+    with _quiet():
+        executor.run()
+
+
+def submit_phases(job: Job, phases: Sequence[Phase]) -> list[str]:
+    """Submit every phase to SLURM, each after the one before. Returns the job ids; phases that are done have none."""
+    before, ids = None, []
+    for phase in phases:
+        executor = _executor(job, phase, depends=before)
+        with _quiet():
+            executor.launch_job()
+        if executor.job_id != -1:
+            before = executor
+            ids.append(str(executor.job_id))
+    return ids
+
+
+def tasks_done(job: Job, phase: Phase) -> int:
+    """How many tasks of a phase are done."""
+    folder = job.workspace.logs(phase.name) / "completions"
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _executor(job: Job, phase: Phase, depends: Any = None) -> Any:
+    """datatrove's executor for one phase. Imported here: reading a corpus must not pay for it."""
+    options, tasks = job.config.executor, phase.num_tasks(job)
+    common = {
+        "pipeline": [Step(job.config, str(job.workspace.folder), phase)],
+        "tasks": tasks,
+        "logging_dir": str(job.workspace.logs(phase.name)),
+    }
+    workers = min(options.workers or os.cpu_count() or 1, tasks)
+    match options.kind:
+        case ExecutorKind.local:
+            from data_pipeline.prepare.local_executor import QuietLocalExecutor
+
+            return QuietLocalExecutor(workers=workers, **common)
+        case ExecutorKind.ray:
+            from datatrove.executor import RayPipelineExecutor
+
+            return RayPipelineExecutor(
+                workers=workers, cpus_per_task=options.cpus_per_task, mem_per_cpu_gb=options.memory_per_cpu_gb, **common
+            )
+        case ExecutorKind.slurm:
+            return _slurm_executor(job, phase, depends, common)
+
+
+def _slurm_executor(job: Job, phase: Phase, depends: Any, common: dict[str, Any]) -> Any:
+    from datatrove.executor import SlurmPipelineExecutor
+
+    options = job.config.executor
+    return SlurmPipelineExecutor(
+        time=options.time_limit,
+        partition=options.partition,
+        cpus_per_task=options.cpus_per_task,
+        mem_per_cpu_gb=options.memory_per_cpu_gb,
+        workers=options.workers or -1,
+        job_name=f"{Path(job.config.corpus_dir).name}-{phase.name}",
+        qos="",
+        # datatrove's `launch_pickled_pipeline` must be the one of this interpreter.
+        env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
+        # A phase after a failed one would wait for ever.
+        sbatch_args={"kill-on-invalid-dep": "yes", **options.sbatch_options},
+        max_array_size=options.max_array_size,
+        depends=depends,
+        **common,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """datatrove's own messages go to its log files only."""
+    os.environ.setdefault("DATATROVE_COLORIZE_LOGS", "no")
+    from loguru import logger
+
+    logger.remove()
+    yield
