@@ -62,6 +62,33 @@ def test_signatures_are_datatroves(datatrove_step, monkeypatch):
     assert compared >= 40
 
 
+@pytest.mark.parametrize("value", [0, 1, 2**61 - 2, 2**61 - 1, 2**61 + 5, 2**62 - 2, 2**62 - 1, 2**64 - 9, 2**64 - 1])
+def test_the_remainder_is_exact_at_multiples_of_the_prime(value, monkeypatch):
+    hasher = MinHasher(NearDedupConfig(bands=1, rows=9, seed=3))
+    multipliers, offsets = hasher._multipliers.tolist(), hasher._offsets.tolist()
+    odd = next(number for number, multiplier in enumerate(multipliers) if multiplier % 2)
+    shingle = (value - offsets[odd]) * pow(multipliers[odd], -1, 2**64) % 2**64  # whose multiple plus offset is `value`
+    monkeypatch.setattr(MinHasher, "shingles", lambda self, text: np.array([shingle], dtype=np.uint64))
+    expected = [(shingle * a + b) % 2**64 % (2**61 - 1) for a, b in zip(multipliers, offsets, strict=True)]
+    assert expected[odd] == value % (2**61 - 1)
+    assert hasher.signatures(["x"]).tolist() == [expected]
+
+
+def test_characters_of_scripts_without_spaces_are_words():
+    assert word_bytes("机器学习 in ไทย, カタ").decode().split() == [
+        "机",
+        "器",
+        "学",
+        "习",
+        "in",
+        "ไ",
+        "ท",
+        "ย",
+        "カ",
+        "タ",
+    ]
+
+
 @given(st.text(max_size=80))
 @settings(max_examples=300)
 def test_words_are_datatroves_simplified_text(text):
