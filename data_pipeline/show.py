@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_pipeline.ledger import Ledger
+from data_pipeline.ledger import STAGES, Ledger
 from data_pipeline.manifest import Corpus, SourceInfo
 from data_pipeline.mixture import KINDS
 from data_pipeline.stream import DEFAULT_SHUFFLE_BLOCK_TOKENS
@@ -84,7 +84,7 @@ def _source_rows(corpus: Corpus, shuffle_block_tokens: int) -> list[tuple[str, .
 def _ledger_rows(ledger: Ledger) -> list[tuple[str, ...]]:
     rows = []
     for source in sorted({row.source for row in ledger.rows()}):
-        for stage in ("read", "skipped", "duplicate", "capped", "train", "heldout"):
+        for stage in STAGES:
             for reason, total in ledger.reasons(stage, source).items():
                 tokens = f"{total.tokens:,}" if total.tokens else ""
                 rows.append((stage, source, reason, f"{total.documents:,}", f"{total.bytes / 1e6:.2f}", tokens))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.language_manifest import LanguageManifest, load_language_manifest
 from data_pipeline.prepare.decontaminate import EvaluationSet
 from data_pipeline.prepare.documents import SourceConfig
 from data_pipeline.prepare.executor_config import ExecutorConfig
@@ -27,7 +28,8 @@ class BuildConfig:
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # who does the tasks; never the result
     language_manifest: str = ""  # a name or a file: languages that are admitted as code; empty: every known one
     filters: str = "standard"  # a name or a file of thresholds per language; none: every document passes
-    near_duplicates: NearDedupConfig = field(default_factory=NearDedupConfig)
+    near_duplicates: bool = True  # drop them
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
     near_hash_ranges: int = 1  # tasks for each band
     evaluation_sets: list[EvaluationSet] = field(default_factory=list)  # what training must not have seen
     redact: bool = True  # secrets and personal data
@@ -65,8 +67,21 @@ class BuildConfig:
                 raise DataError(f"{option}={value}: must be >= {least}")
 
 
+    def load_filters(self) -> Filters:
+        """The filters that `filters` names."""
+        return load_filters(self.filters)
+
+    def load_language_manifest(self) -> LanguageManifest | None:
+        """The languages that are admitted as code; None for all."""
+        return load_language_manifest(self.language_manifest) if self.language_manifest else None
+
+    def min_hasher(self) -> MinHasher | None:
+        """What finds near duplicates; None when they are kept."""
+        return MinHasher(self.near_dedup) if self.near_duplicates else None
+
+
 _LEAST = {
-    "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1, "min_heldout_documents": 0,
+    "tasks": 1, "near_hash_ranges": 1, "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1, "min_heldout_documents": 0,
     "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
 }  # fmt: skip
 

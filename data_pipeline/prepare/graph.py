@@ -27,6 +27,7 @@ from data_pipeline.prepare.phases import clean, exact, finish, heldout, near, re
 
 Progress = Callable[[str], None]
 _REPORT_SECONDS = 5.0
+_SPEAKING_SHARE = 0.02  # less of the work says nothing about the rest
 
 
 def _tasks(job: Job) -> int:
@@ -99,10 +100,10 @@ def _report(job: Job, phase: Phase, progress: Progress, finished: threading.Even
         if not done:
             continue
         line = f"{phase.name}: {done / 1e6:.1f}"
-        if total and done > first:
+        if total and done - first > _SPEAKING_SHARE * total:
             left = (time.monotonic() - began) * (total - done) / (done - first)
             progress(f"{line} of {total / 1e6:.1f} MB, {max(left, 0):.0f} s left")
-        else:
+        elif not total:
             progress(f"{line} MB, {tasks_done(job, phase)} of {phase.num_tasks(job)} tasks done")
 
 

@@ -51,7 +51,7 @@ def make_corpus(directory: Path, seed: int = 0) -> Path:
             SourceConfig(name="own-text", kind=SourceKind.jsonl, path=str(text_file)),
         ],
         vocab_size=512,
-        min_source_tokens=1024,
+        min_source_bytes=1024,
         block_tokens=512,
         heldout_fraction=0.05,
         seed=seed,

@@ -3,20 +3,20 @@
 The journey: a `near` task has one band and one range of its hashes; it takes that slice from every task of `read`,
 leaves out what `exact` dropped, and chains documents with equal hashes. `clusters`, a single task, joins the chains of
 all bands: of every cluster the document with the lowest number is kept. Its memory holds the documents that share a
-band with another one, about 40 bytes each, and no others.
+band with another one, about 200 bytes each, and no others.
 """
 
 import numpy as np
 
 from data_pipeline.prepare.job import Job
-from data_pipeline.prepare.near_dedup import candidate_edges, clusters
+from data_pipeline.prepare.near_dedup import candidate_edges, clusters, merge_edges
 from data_pipeline.prepare.phases.exact import hash_range
 
 
 def num_tasks(job: Job) -> int:
     """One task a band and range of hashes; `near_hash_ranges` ranges."""
     hasher = job.config.min_hasher()
-    return 0 if hasher is None else hasher.num_bands * job.config.near_hash_ranges
+    return 0 if hasher is None else hasher.config.bands * job.config.near_hash_ranges
 
 
 def run(job: Job, task: int) -> None:
@@ -37,8 +37,8 @@ def run(job: Job, task: int) -> None:
 
 def run_clusters(job: Job, task: int) -> None:
     """Join the edges of all bands; a single task."""
-    edges = [job.workspace.load_array("near", part, "edges") for part in range(num_tasks(job))]
-    members, roots = clusters(np.concatenate([*edges, np.empty((0, 2), dtype=np.int64)]))
+    edges = (job.workspace.load_array("near", part, "edges") for part in range(num_tasks(job)))
+    members, roots = clusters(merge_edges(edges))
     job.workspace.save_array("clusters", task, "dropped", np.sort(members[members != roots]))
 
 

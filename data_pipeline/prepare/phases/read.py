@@ -14,10 +14,9 @@ import numpy as np
 import xxhash
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.mixture import KINDS
 from data_pipeline.prepare import sources
 from data_pipeline.prepare.dedup import normalised_hash
-from data_pipeline.prepare.documents import Document, SourceConfig
+from data_pipeline.prepare.documents import Document, Part, SourceConfig
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.workspace import DocumentWriter, DroppedWriter, StoredDocument
 
@@ -92,8 +91,8 @@ class _Reader:
         if all(self._is_full(kind) for kind in kinds):
             self.ledger.note(f"{source.name}: not read to its end, max_bytes_per_side was reached before it")
             return
-        part = sources.Part(self.task, config.tasks)
-        for document in sources.read_documents(source, part, self.ledger, config.max_document_bytes):
+        part = Part(self.task, config.tasks)
+        for document in sources.read_documents(source, self.ledger, config.max_document_bytes, part):
             yield document
             if all(self._is_full(kind) for kind in kinds):
                 self.ledger.note(
@@ -145,7 +144,7 @@ class _Hashes:
         job.workspace.save_array("documents", task, "content", np.sort(content, order=("high", "low")))
         if self._min_hasher is None:
             return
-        hashes = np.concatenate(self._bands or [np.empty((0, self._min_hasher.num_bands), dtype=np.uint64)])
+        hashes = np.concatenate(self._bands or [np.empty((0, self._min_hasher.config.bands), dtype=np.uint64)])
         bands = np.zeros(hashes.T.shape, dtype=BAND_HASHES)
         bands["hash"], bands["index"] = hashes.T, np.arange(len(hashes))
         job.workspace.save_array("documents", task, "bands", np.sort(bands, axis=1, order="hash"))

@@ -64,7 +64,7 @@ def config_of(raw, corpus_dir, **options) -> BuildConfig:
         SourceConfig(name="prose", kind=SourceKind.jsonl, path=str(raw / "prose.jsonl")),
     ]
     defaults = {
-        "vocab_size": 400, "min_source_tokens": 200, "min_heldout_documents": 5,
+        "vocab_size": 400, "min_source_bytes": 200, "min_heldout_documents": 5,
         "shard_tokens": 2000, "block_tokens": 64,
     }  # fmt: skip
     return BuildConfig(**{"corpus_dir": str(corpus_dir), "sources": sources, **defaults, **options})
@@ -288,7 +288,7 @@ def test_held_out_documents_that_overlap_training_go_back(raw, tmp_path):
         (folder / f"template{number}.py").write_text(f"{template} {sentence(generator, 4)}")
         (folder / f"own{number}.py").write_text(sentence(generator, 80))
     sources = [SourceConfig(name="mine", kind=SourceKind.folder, path=str(folder))]
-    options = {"sources": sources, "min_heldout_documents": 8, "min_source_tokens": 0}
+    options = {"sources": sources, "min_heldout_documents": 8, "min_source_bytes": 0}
     heldout = {}
     for overlap in (0.3, 1.0):
         corpus_dir = tmp_path / f"corpus{overlap}"
