@@ -1,9 +1,9 @@
 """Where every document went: documents, bytes and tokens per stage, reason, source and language.
 
 The journey: each stage adds to a row when it takes, changes or drops a document. Stages: `read` (a document came out
-of its source), `skipped` (never became one: binary, not UTF-8, too large ...), `capped` (the side was full), `filtered`,
-`duplicate`, `near_duplicate`, `contaminated`, then `train` or `heldout`. `redacted` counts documents that were changed,
-and the bytes that they lost. Every document that was read ends in exactly one row that is not `redacted`, so
+of its source), `skipped` (never became one: binary, not UTF-8, too large ...), `capped` (the side was full),
+`filtered`, `duplicate`, `near_duplicate`, `contaminated`, then `train` or `heldout`. `redacted` counts documents that
+were changed, and the bytes that they lost. Every document that was read ends in exactly one row that is not `redacted`:
 
     read = capped + filtered + duplicate + near_duplicate + contaminated + train + heldout      (documents)
 

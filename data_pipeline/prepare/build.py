@@ -59,6 +59,8 @@ def build_corpus(config: BuildConfig, progress: Progress = print) -> Manifest | 
         f"{final}: {tokens:,} training tokens in {len(manifest.sources)} sources, {time.monotonic() - began:.0f} s"
     )
     return manifest
+
+
 def _existing(config: BuildConfig, final: Path) -> Manifest | None:
     if config.overwrite or not final.exists():
         return None

@@ -66,7 +66,6 @@ class BuildConfig:
             if value is not None and value < least:
                 raise DataError(f"{option}={value}: must be >= {least}")
 
-
     def load_filters(self) -> Filters:
         """The filters that `filters` names."""
         return load_filters(self.filters)
@@ -81,8 +80,8 @@ class BuildConfig:
 
 
 _LEAST = {
-    "tasks": 1, "near_hash_ranges": 1, "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1, "min_heldout_documents": 0,
-    "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
+    "tasks": 1, "near_hash_ranges": 1, "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1,
+    "min_heldout_documents": 0, "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
 }  # fmt: skip
 
 

@@ -22,7 +22,16 @@ from pathlib import Path
 
 from data_pipeline import languages
 from data_pipeline.prepare.documents import Part, RawText
-from data_pipeline.prepare.files import TOO_LARGE, FileEntry, Skip, encode_checked, list_files, once, part_of_files, read_text
+from data_pipeline.prepare.files import (
+    TOO_LARGE,
+    FileEntry,
+    Skip,
+    encode_checked,
+    list_files,
+    once,
+    part_of_files,
+    read_text,
+)
 
 _USEFUL_DATA = {"YAML", "TOML"}
 _OTHER_LANGUAGE, _NOT_SOURCE = "language not used from the environment", "not a source file"

@@ -45,4 +45,4 @@ class ExecutorConfig:
             raise DataError(f"executor.ray_address={self.ray_address}: is an option of executor.kind=ray")
         for name in self.sbatch_options:
             if not _NAME.fullmatch(name.replace("-", "_")):
-                raise DataError(f"executor.sbatch_options: {name!r} is no option of sbatch; give its long name without --")
+                raise DataError(f"executor.sbatch_options: {name!r} is no long option of sbatch without its --")

@@ -37,10 +37,15 @@ class PlannedSource:
     groups: list[str]
 
 
+def name_clash(name: str) -> DataError:
+    """The error for a group that would hold both text and code."""
+    return DataError(f"sources: a text source would be named like the language {name!r}; rename it")
+
+
 def in_order(groups: list[Group]) -> list[Group]:
     """Text first, then by name. Raises DataError when nothing is left."""
     if not groups:
-        raise DataError("build: no document was left after filters and deduplication; add a source, or relax the filters")
+        raise DataError("build: no document is left after filters and deduplication; add a source, or relax them")
     return sorted(groups, key=lambda group: (KINDS.index(group.kind), group.name))
 
 

@@ -1,8 +1,8 @@
 """Held-out documents that are also in the training documents, in part, go back to training.
 
-Copies are gone by now (exact.py, near.py), but generated files, forked classes and templated docstrings remain: a loss
+Copies are gone by now (exact.py, near.py), but generated files, forked classes and templated docstrings remain: loss
 on them measures memory. The journey: the normalised text of every held-out candidate becomes a set of hashes, one for
-each window of 64 bytes whose hash is divisible by 8 (so the same windows are picked wherever they stand) -> all training
+each window of 64 bytes whose hash is divisible by 8 (so the same windows are picked wherever they stand) -> training
 documents are hashed alike and mark what they share, task by task -> a candidate of which more than `max_overlap` is
 marked is returned to training, and marks its own windows in turn, until nothing changes. Memory holds the candidates'
 hashes only. This is no near-duplicate search among the training documents; that is near_dedup.py.

@@ -23,8 +23,8 @@ def submit(job: Job, progress: Progress) -> None:
         ) from error
     write_durably(job.workspace.folder / _JOBS_FILE, json.dumps(ids))
     progress(
-        f"{job.workspace.folder}: submitted {len(ids)} job arrays, {ids[0]} to {ids[-1]}; they wait for each other. The "
-        "same command shows how far they are"
+        f"{job.workspace.folder}: submitted {len(ids)} job arrays, {ids[0]} to {ids[-1]}; they wait for each "
+        "other. The same command shows how far they are"
     )
 
 

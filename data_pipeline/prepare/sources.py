@@ -30,10 +30,10 @@ def sides(config: SourceConfig) -> set[str]:
 def read_documents(
     config: SourceConfig, ledger: Ledger, max_document_bytes: int, part: Part = WHOLE
 ) -> Iterator[Document]:
-    """The documents of one part of a source, in a fixed order; adds stage `skipped` to the ledger.
+    """The documents of one part of a source, in a fixed order; adds stages `read` and `skipped` to the ledger.
 
     `max_bytes` of the source is divided among the parts. Raises DataError for a path that does not exist, a damaged
-    file or a missing column. That nothing comes out is an error of the whole source, not of a part: `nothing_read`.
+    file or a missing column. That nothing comes out is an error of the whole source, not of a part: `nothing_kept`.
     """
 
     def skip(reason: str, num_bytes: int) -> None:
@@ -44,6 +44,7 @@ def read_documents(
         kind = languages.side_of(raw.language)
         group = raw.group or (languages.slug(raw.language) if kind == "code" else config.name)
         taken += raw.num_bytes
+        ledger.add("read", source=config.name, language=raw.language, num_bytes=raw.num_bytes)
         yield Document(
             text=raw.text, source=config.name, name=raw.name, num_bytes=raw.num_bytes,
             language=raw.language, kind=kind, group=group, repository=raw.repository,
@@ -53,12 +54,14 @@ def read_documents(
             return
 
 
-def nothing_read(config: SourceConfig, ledger: Ledger) -> DataError:
-    """The error for a source that gave no document; the ledger has what all its parts have skipped."""
-    reasons = ledger.reasons("skipped", config.name)
+def nothing_kept(config: SourceConfig, ledger: Ledger) -> DataError:
+    """The error for a source of which no document is left; the ledger has what all its parts skipped and dropped."""
+    reasons = ledger.reasons("skipped", config.name) | ledger.reasons("filtered", config.name)
     why = ", ".join(f"{row.documents} {reason}" for reason, row in list(reasons.items())[:4]) or "nothing there"
     where = f" ({config.path})" if config.path else ""
-    return DataError(f"source {config.name!r}{where}: no documents ({why}); correct the path or remove the source")
+    return DataError(
+        f"source {config.name!r}{where}: no documents ({why}); correct its path, relax the filters, or remove it"
+    )
 
 
 def _raw_texts(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterator[RawText]:

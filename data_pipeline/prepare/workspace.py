@@ -117,9 +117,9 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         ledger.save(folder)
 
-    def ledgers(self) -> Iterator[Ledger]:
-        """What all tasks of all phases counted, in a fixed order."""
-        for folder in sorted((self.folder / "ledger").iterdir()):
+    def ledgers(self, phase: str = "*") -> Iterator[Ledger]:
+        """What all tasks of a phase (default: of all phases) counted, in a fixed order."""
+        for folder in sorted((self.folder / "ledger").glob(f"{phase}-*")):
             yield Ledger.load(folder)
 
     @contextmanager

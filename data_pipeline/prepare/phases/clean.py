@@ -15,6 +15,7 @@ import xxhash
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepare import split
 from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS
+from data_pipeline.prepare.groups import name_clash
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.overlap import window_hashes
 from data_pipeline.prepare.phases import near
@@ -129,6 +130,8 @@ class _Cleaner:
             self.members[document.group] = _Members(Group(name=document.group, kind=document.kind, language=language))
         members = self.members[document.group]
         group = members.group
+        if group.kind != document.kind:
+            raise name_clash(group.name)
         group.documents += 1
         group.num_bytes += num_bytes
         members.hashes.append(document.split_hash)
@@ -149,8 +152,7 @@ class _Cleaner:
             )  # fmt: skip
             lows[members.group.name] = low
             groups.append(
-                asdict(members.group)
-                | {"hashes": low.hashes.tolist(), "sizes": low.sizes.tolist(), "bound": low.bound}
+                asdict(members.group) | {"hashes": low.hashes.tolist(), "sizes": low.sizes.tolist(), "bound": low.bound}
             )
         self.job.workspace.save_json("clean", self.task, groups)
         self._save_windows(lows)

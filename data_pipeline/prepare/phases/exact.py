@@ -7,13 +7,17 @@ has the very same bytes, else they differ in case, numbers or white space only (
 
 import numpy as np
 
+from data_pipeline.ledger import Ledger
 from data_pipeline.prepare.job import Job
+from data_pipeline.prepare.numbering import Numbering
 from data_pipeline.prepare.phases.read import CONTENT_HASHES
+from data_pipeline.prepare.sources import nothing_kept
 
 
 def run(job: Job, task: int) -> None:
     """Judge the documents whose normalised hash lies in part `task` of `config.tasks` of all hashes."""
     config, workspace, numbering = job.config, job.workspace, job.numbering()
+    _refuse_empty_sources(job, numbering)
     rows, numbers = [], []
     for part in range(config.tasks):
         hashes = workspace.load_array("documents", part, "content")
@@ -23,6 +27,18 @@ def run(job: Job, task: int) -> None:
     dropped, identical = duplicates(np.concatenate(rows), np.concatenate(numbers))
     workspace.save_array("exact", task, "dropped", dropped)
     workspace.save_array("exact", task, "identical", identical)
+
+
+def _refuse_empty_sources(job: Job, numbering: Numbering) -> None:
+    """DataError for a source of which no task has kept a document, unless a cap left it out."""
+    tasks = range(job.config.tasks)
+    unread = {name for task in tasks for name in job.workspace.load_json("documents", task)["unread"]}
+    for source, count in zip(job.config.sources, np.sum(numbering.counts, axis=0).tolist(), strict=True):
+        if not count and source.name not in unread:
+            ledger = Ledger()
+            for part in job.workspace.ledgers("read"):
+                ledger.merge(part)
+            raise nothing_kept(source, ledger)
 
 
 def hash_range(hashes: np.ndarray, part: int, parts: int) -> slice:

@@ -11,7 +11,6 @@ from data_pipeline.prepare.groups import plan_sources
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.phases.heldout import load_groups
 from data_pipeline.shards import ShardInfo, token_dtype
-from data_pipeline.tokenizer import Tokenizer
 
 
 def run(job: Job, task: int) -> None:

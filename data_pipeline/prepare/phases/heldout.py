@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepare import split
-from data_pipeline.prepare.groups import Group, in_order
+from data_pipeline.prepare.groups import Group, in_order, name_clash
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.overlap import mark, window_hashes
 
@@ -31,7 +30,7 @@ def run(job: Job, task: int) -> None:
 def _group(job: Job, ledger: Ledger, name: str, parts: list[list[dict[str, Any]]]) -> Group:
     own = [entry for part in parts for entry in part if entry["name"] == name]
     if len({entry["kind"] for entry in own}) > 1:
-        raise DataError(f"sources: a text source would be named like the language {name!r}; rename it")
+        raise name_clash(name)
     config = job.config
     documents, num_bytes = sum(entry["documents"] for entry in own), sum(entry["num_bytes"] for entry in own)
     lows = [
@@ -44,7 +43,12 @@ def _group(job: Job, ledger: Ledger, name: str, parts: list[list[dict[str, Any]]
     if is_less:
         ledger.note(f"{name}: fewer documents are held out than asked for; some tasks have unusually large ones")
     return Group(
-        name=name, kind=own[0]["kind"], language=own[0]["language"], documents=documents, num_bytes=num_bytes, bound=bound
+        name=name,
+        kind=own[0]["kind"],
+        language=own[0]["language"],
+        documents=documents,
+        num_bytes=num_bytes,
+        bound=bound,
     )
 
 

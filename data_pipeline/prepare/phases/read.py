@@ -20,7 +20,9 @@ from data_pipeline.prepare.documents import Document, Part, SourceConfig
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.workspace import DocumentWriter, DroppedWriter, StoredDocument
 
-CONTENT_HASHES = np.dtype([("high", "<u8"), ("low", "<u8"), ("exact_high", "<u8"), ("exact_low", "<u8"), ("index", "<u4")])
+CONTENT_HASHES = np.dtype(
+    [("high", "<u8"), ("low", "<u8"), ("exact_high", "<u8"), ("exact_low", "<u8"), ("index", "<u4")]
+)
 """One row a document, sorted by the normalised hash (high, low); index: of the document in its task."""
 BAND_HASHES = np.dtype([("hash", "<u8"), ("index", "<u4")])
 """One row a document and band, sorted by hash inside each band."""
@@ -39,7 +41,8 @@ def run(job: Job, task: int) -> None:
         counts = [reader.read(source, documents, dropped) for source in config.sources]
     reader.hashes.save(job, task)
     workspace.save_ledger("read", task, reader.ledger)
-    workspace.save_json("documents", task, {"counts": counts, "bytes": reader.kept_bytes})
+    facts = {"counts": counts, "bytes": reader.kept_bytes, "unread": reader.unread}
+    workspace.save_json("documents", task, facts)
 
 
 class _Reader:
@@ -52,6 +55,7 @@ class _Reader:
         self.manifest = job.config.load_language_manifest()
         self.meter = job.meter("read", task)
         self.side_bytes: dict[str, int] = defaultdict(int)
+        self.unread: list[str] = []  # sources that a cap left out
 
     @property
     def kept_bytes(self) -> int:
@@ -62,7 +66,6 @@ class _Reader:
         count = 0
         for document in self._documents(source):
             row = {"source": document.source, "language": document.language, "num_bytes": document.num_bytes}
-            self.ledger.add("read", **row)
             stored = _stored(document)
             if self._is_full(document.kind):  # the source may still have documents of the other side
                 self.ledger.add("capped", reason=f"max_bytes_per_side reached ({document.kind})", **row)
@@ -90,6 +93,7 @@ class _Reader:
         config, kinds = self.config, sources.sides(source)
         if all(self._is_full(kind) for kind in kinds):
             self.ledger.note(f"{source.name}: not read to its end, max_bytes_per_side was reached before it")
+            self.unread.append(source.name)
             return
         part = Part(self.task, config.tasks)
         for document in sources.read_documents(source, self.ledger, config.max_document_bytes, part):

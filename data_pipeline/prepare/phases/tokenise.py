@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.manifest import TOKENIZER_FILE, SplitInfo
+from data_pipeline.manifest import SplitInfo
 from data_pipeline.prepare.build_config import BuildConfig
 from data_pipeline.prepare.groups import plan_sources
 from data_pipeline.prepare.job import Job
@@ -135,5 +135,3 @@ class SplitWriter:
             file = self._writer.path.relative_to(self.folder).as_posix()
             self.info.shards.append(ShardInfo(file=file, num_tokens=self._writer.num_tokens, checksum=checksum))
             self._writer = None
-
-

@@ -6,22 +6,23 @@ import json
 import os
 import random
 import shutil
-from typing import ClassVar
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import Corpus, Manifest
-from data_pipeline.prepare import build, collect
 from data_pipeline.prepare.build import build_corpus
 from data_pipeline.prepare.build_config import BuildConfig
-from data_pipeline.prepare.collect import StagedDocument
-from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, SeenDocuments
+from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, normalise
 from data_pipeline.prepare.documents import SourceConfig, SourceKind
-from data_pipeline.prepare.overlap import return_overlapping, window_hashes
-from data_pipeline.prepare.split import HeldoutRule, split_hash
+from data_pipeline.prepare.executor_config import ExecutorConfig
+from data_pipeline.prepare.overlap import mark, overlapping, window_hashes
+from data_pipeline.prepare.phases.exact import duplicates
+from data_pipeline.prepare.phases.read import CONTENT_HASHES
+from data_pipeline.prepare.split import lowest, split_hash, threshold
 from data_pipeline.quotas import quotas_for
 from data_pipeline.show import describe
 from data_pipeline.stream import TokenStream
@@ -64,8 +65,9 @@ def config_of(raw, corpus_dir, **options) -> BuildConfig:
         SourceConfig(name="prose", kind=SourceKind.jsonl, path=str(raw / "prose.jsonl")),
     ]
     defaults = {
-        "vocab_size": 400, "min_source_bytes": 200, "min_heldout_documents": 5,
-        "shard_tokens": 2000, "block_tokens": 64,
+        "vocab_size": 400, "min_source_bytes": 2000, "min_heldout_documents": 5,
+        "shard_tokens": 2000, "block_tokens": 64, "filters": "none", "near_duplicates": False,
+        "executor": ExecutorConfig(workers=1),
     }  # fmt: skip
     return BuildConfig(**{"corpus_dir": str(corpus_dir), "sources": sources, **defaults, **options})
 
@@ -184,20 +186,27 @@ def test_an_interrupted_build_leaves_no_corpus_and_continues(raw, built, tmp_pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "write_source", stopped)
+        patch.setattr("data_pipeline.prepare.phases.tokenise.SplitWriter.add", stopped)
         with pytest.raises(KeyboardInterrupt):
             build_corpus(config, lambda line: None)
     assert not (tmp_path / "corpus").exists()
     lines = []
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "read_documents", stopped)  # the sources must not be read again
+        patch.setattr("data_pipeline.prepare.sources.read_documents", stopped)  # must not be read again
         manifest = build_corpus(config, lines.append)
-    assert "read: the documents of the interrupted build are used" in lines
+    assert "an interrupted build from the same options is continued" in lines[0]
     assert manifest.manifest_hash == Corpus.open(built[0]).manifest.manifest_hash
     assert (tmp_path / "corpus" / "ledger.json").read_bytes() == (built[0] / "ledger.json").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == [
-        "ledger.json", "manifest.json", "shards", "tokenizer.json",
-    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_other_options_do_not_continue_an_interrupted_build(raw, built, tmp_path):
+    folder = tmp_path / "corpus.building"
+    (folder / "documents").mkdir(parents=True)
+    (folder / "documents" / "00000.json").write_text("of another build")
+    (folder / "plan.json").write_text("{}")
+    manifest = build_corpus(config_of(raw, tmp_path / "corpus"), lambda line: None)
+    assert manifest.manifest_hash == Corpus.open(built[0]).manifest.manifest_hash
 
 
 def test_two_builds_of_one_corpus_do_not_mix(raw, tmp_path):
@@ -271,12 +280,28 @@ def test_paths_stay_inside_the_corpus(built, tmp_path, file):
         Manifest.load(tmp_path)
 
 
-def test_near_copies_are_on_the_same_side(raw, tmp_path):
-    seen = SeenDocuments()
-    assert seen.add("Copyright 2019 x  1.2.3\n")[1] is None
-    assert seen.add("Copyright 2019 x  1.2.3\n")[1] == IDENTICAL
-    assert seen.add("copyright 2024 X 1.10\n\n")[1] == SAME_BUT_FOR_DETAILS
-    assert seen.add("copyright 2024 Y 1.10\n\n")[1] is None
+def test_duplicates_keep_the_lowest_number_and_tell_identical_ones():
+    rows = np.array(
+        [(9, 1, 5, 5, 0), (9, 1, 7, 7, 1), (9, 1, 5, 5, 2), (9, 2, 5, 5, 3), (3, 1, 1, 1, 4), (9, 1, 7, 7, 5)],
+        dtype=CONTENT_HASHES,
+    )
+    dropped, identical = duplicates(rows, np.array([30, 11, 10, 2, 5, 40]))
+    assert dropped.tolist() == [11, 30, 40]  # 10 is kept
+    assert identical.tolist() == [False, True, True]
+
+
+def test_copies_across_sources_and_tasks_are_dropped(raw, tmp_path):
+    """The copy in the source that stands first stays, whichever tasks have read the two."""
+    copies = tmp_path / "copied code"
+    shutil.copytree(raw / "code", copies)
+    for order in (["mine", "copies"], ["copies", "mine"]):
+        paths = {"mine": raw / "code", "copies": copies}
+        sources = [SourceConfig(name=name, kind=SourceKind.folder, path=str(paths[name])) for name in order]
+        corpus_dir = tmp_path / f"{order[0]} first"
+        build_corpus(config_of(raw, corpus_dir, sources=sources), lambda line: None)
+        ledger = Ledger.load(corpus_dir)
+        assert ledger.total("duplicate", order[1]).documents == ledger.total("read", order[1]).documents == 167
+        assert ledger.total("duplicate", order[0]).documents == 3
 
 
 def test_held_out_documents_that_overlap_training_go_back(raw, tmp_path):
@@ -301,23 +326,16 @@ def test_held_out_documents_that_overlap_training_go_back(raw, tmp_path):
     assert [text for text in heldout[1.0] if not text.startswith(template)] == heldout[0.3] != []
 
 
-def test_a_document_that_went_back_counts_as_training(tmp_path):
+def test_a_document_that_went_back_counts_as_training():
     generator = random.Random(2)
     half = {name: sentence(generator, 80) for name in "abcd"}
-    texts = [half["a"], f"{half['a']} {half['b']}", f"{half['b']} {half['c']}", half["d"]]  # only the first is training
-
-    class Group:
-        returned: ClassVar[list[int]] = []
-
-        def read(self, folder):
-            for number, text in enumerate(texts):
-                yield StagedDocument(text=text, name="", source="", language="C", split_hash=number)
-
-        def is_heldout(self, split_hash):
-            return split_hash > 0
-
-    return_overlapping([Group()], tmp_path, 0.3, Ledger(), lambda line: None)
-    assert Group.returned == [1, 2]
+    texts = [f"{half['a']} {half['b']}", f"{half['b']} {half['c']}", half["d"]]
+    windows = [window_hashes(text) for text in texts]
+    known = np.unique(np.concatenate(windows))
+    marked = np.zeros(len(known), dtype=bool)
+    mark(known, marked, window_hashes(half["a"]))  # the only training document
+    assert overlapping(known, marked, windows, 0.3) == [0, 1]
+    assert overlapping(known, marked, windows, 0.9) == []
 
 
 def test_window_hashes_find_the_same_text_at_another_place():
@@ -332,20 +350,38 @@ def test_window_hashes_find_the_same_text_at_another_place():
     assert window_hashes("x").size == window_hashes("").size == 1
 
 
-def test_the_split_takes_the_fraction_the_floor_and_at_most_a_tenth():
-    def heldout(count, size, fraction, floor):
-        rule = HeldoutRule(fraction, floor)
-        hashes = [split_hash(number, seed=0) for number in range(count)]
-        for value in hashes:
-            rule.add(value, size)
-        bound = rule.threshold()
-        return sum(value < bound for value in hashes)
+def heldout_of(counts: list[int], size: int, fraction: float, floor: int) -> tuple[int, bool]:
+    """Documents held out of tasks with so many documents of `size` bytes each; whether that is less than asked for."""
+    total = sum(counts)
+    hashes = np.array([split_hash(number, seed=0) for number in range(total)], dtype=np.uint64)
+    parts = np.split(hashes, np.cumsum(counts)[:-1])
+    lows = [lowest(part, np.full(len(part), size), fraction, floor) for part in parts]
+    bound, is_less = threshold(lows, total, total * size, fraction, floor)
+    return int((hashes < np.uint64(bound)).sum()), is_less
 
-    assert heldout(1000, 50, 0.02, 0) == 20
-    assert heldout(1000, 50, 0.02, 35) == 35
-    assert heldout(100, 50, 0.02, 35) == 10
-    assert heldout(9, 50, 0.02, 35) == 0
-    assert heldout(1000, 50, 0.0, 0) == 0
+
+def test_the_split_takes_the_fraction_the_floor_and_at_most_a_tenth():
+    assert heldout_of([1000], 50, 0.02, 0) == (20, False)
+    assert heldout_of([1000], 50, 0.02, 35) == (35, False)
+    assert heldout_of([100], 50, 0.02, 35) == (10, False)
+    assert heldout_of([9], 50, 0.02, 35) == (0, False)
+    assert heldout_of([1000], 50, 0.0, 0) == (0, False)
+
+
+@pytest.mark.parametrize("counts", [[1000], [500, 500], [1, 999], [250, 250, 499, 1]])
+def test_the_split_does_not_depend_on_the_tasks(counts):
+    assert heldout_of(counts, 50, 0.02, 10) == (20, False)
+
+
+def test_a_split_that_falls_short_says_so():
+    """One task keeps a giant and few others: what it did not keep cannot be held out."""
+    hashes = np.arange(1000, dtype=np.uint64)
+    giant = lowest(hashes, np.where(hashes == 0, 10**6, 1), 0.01, 0)
+    small = lowest(hashes + np.uint64(1), np.full(1000, 50), 0.01, 0)
+    assert threshold([giant, small], 2000, 10**6 + 51_000, 0.5, 0)[1] is False  # a giant is more than a tenth
+    even = lowest(hashes, np.full(1000, 1), 0.01, 0)
+    bound, is_less = threshold([even, small], 2000, 51_000, 0.09, 0)
+    assert is_less and bound == even.bound == 30
 
 
 def test_describe_has_top_ten_and_others(built):
@@ -402,3 +438,33 @@ def test_options(options, message):
 def test_no_sources(tmp_path):
     with pytest.raises(DataError, match="sources: none given"):
         build_corpus(BuildConfig(corpus_dir=str(tmp_path / "c")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_source_that_gives_nothing_is_an_error_with_reasons(raw, tmp_path, workers):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name, content in {"a.py": b"\0", "b.py": b"\xff", "c.py": b"\xff\xfe"}.items():
+        (empty / name).write_bytes(content)
+    config = config_of(raw, tmp_path / "corpus", executor=ExecutorConfig(workers=workers))
+    config.sources.append(SourceConfig(name="empty", kind=SourceKind.folder, path=str(empty)))
+    with pytest.raises(DataError, match=r"source 'empty' .*: no documents \(2 not UTF-8, 1 binary"):
+        build_corpus(config, lambda line: None)
+    config.sources[-1].path = str(tmp_path / "none")
+    with pytest.raises(DataError, match="none does not exist; correct its path"):
+        build_corpus(config, lambda line: None)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_workers_do_not_change_the_corpus(raw, built, tmp_path):
+    manifest = build_corpus(config_of(raw, tmp_path / "corpus", executor=ExecutorConfig(workers=2)), lambda line: None)
+    assert manifest.manifest_hash == Corpus.open(built[0]).manifest.manifest_hash
+
+
+def test_tasks_change_the_order_only(raw, built, tmp_path):
+    build_corpus(config_of(raw, tmp_path / "corpus", tasks=7), lambda line: None)
+    corpora = [Corpus.open(folder) for folder in (built[0], tmp_path / "corpus")]
+    for split in ("train", "heldout"):
+        # Of copies that differ in details another one may be the first.
+        first, second = (sorted(map(normalise, all_documents(corpus, split))) for corpus in corpora)
+        assert first == second != []

@@ -3,6 +3,9 @@
 import gzip
 import json
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -10,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.languages import language_of, side_of, slug, table
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepare import environment, files
-from data_pipeline.prepare.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.documents import Part, SourceConfig, SourceKind
 from data_pipeline.prepare.rows import NOT_AN_OBJECT
 from data_pipeline.prepare.sources import UNKNOWN_LANGUAGE, read_documents
 
@@ -189,15 +192,6 @@ def test_a_path_that_does_not_exist(tmp_path, kind):
         read(kind, tmp_path / "nowhere")
 
 
-def test_a_source_that_gives_nothing_is_an_error_with_reasons(tmp_path):
-    write(tmp_path, {"a.py": b"\0", "b.py": b"\xff", "c.py": b"\xff\xfe"})
-    with pytest.raises(DataError, match=r"source 'mine' .*: no documents \(2 not UTF-8, 1 binary"):
-        read("folder", tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no documents \(nothing there\)"):
-        read("folder", tmp_path / "empty")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -297,3 +291,29 @@ def test_every_prefix_of_the_environment_has_all_languages(tmp_path):
     # sqrt(40000) : sqrt(1600) = 5 : 1, until the small one is used up.
     assert order[:60].count("small") in (9, 10, 11)
     assert order.count("small") == 16
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "one jsonl", "parquet", "huggingface"])
+def test_parts_are_the_source_each_document_once(tmp_path, kind):
+    """Whether files or rows are dealt to the parts."""
+    path, rows = tmp_path / "data", [{"text": f"document number {number}"} for number in range(23)]
+    path.mkdir()
+    if kind == "folder":
+        write(path, {f"{number}.txt": row["text"] for number, row in enumerate(rows)})
+    elif kind == "jsonl":
+        for start in range(0, 23, 3):
+            lines = "".join(json.dumps(row) + "\n" for row in rows[start : start + 3])
+            (path / f"{start}.jsonl").write_text(lines)
+    elif kind == "one jsonl":
+        (path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path / "a.parquet")
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    source = SourceConfig(name="mine", kind=SourceKind[kind.split()[-1]], path=str(path))
+    whole = list(read_documents(source, Ledger(), LIMIT))
+    parts = [list(read_documents(source, Ledger(), LIMIT, Part(number, 4))) for number in range(4)]
+    assert min(map(len, parts)) >= 2
+    together = [document for part in parts for document in part]
+    assert sorted(document.text for document in together) == sorted(row["text"] for row in rows)
+    assert {document.name for document in together} == {document.name for document in whole}
