@@ -101,7 +101,7 @@ def _prepare(job: Job, progress: Progress) -> None:
     folder, plan = job.workspace.folder, json.dumps(content_config(job.config), sort_keys=True)
     path = folder / _PLAN_FILE
     if path.is_file() and path.read_text(encoding="utf-8") == plan:
-        shutil.rmtree(folder / "errors", ignore_errors=True)  # of tasks that will be done again
+        job.workspace.forget_errors()
         progress(f"{folder}: an interrupted build from the same options is continued")
         return
     for entry in folder.iterdir():

@@ -8,14 +8,14 @@ was killed goes on with the others. An error of a task is written down for the c
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.prepare.build_config import BuildConfig
-from data_pipeline.prepare.executor_config import ExecutorKind
+from data_pipeline.prepare.executor_config import ExecutorConfig, ExecutorKind
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.workspace import Workspace
 
@@ -47,19 +47,46 @@ class Step:
             raise
 
 
+@contextlib.contextmanager
+def connected(options: ExecutorConfig) -> Iterator[None]:
+    """The cluster that tasks are given to, for as long as a build waits for them."""
+    if options.kind is not ExecutorKind.ray:
+        yield
+        return
+    import ray
+
+    where = {"address": options.ray_address} if options.ray_address else {"num_cpus": options.workers}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"executor.ray_address={options.ray_address}: no Ray cluster answers there ({' '.join(str(error).split())}); "
+            "correct it, or leave it empty for one on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def run_phase(job: Job, phase: Phase) -> None:
     """Do the tasks of a phase that are not done, and wait for them. Raises the DataError of a task."""
-    executor = _executor(job, phase)
     with _quiet():
-        executor.run()
+        executor = _executor(job, phase)
+        try:
+            executor.run()
+        except Exception as error:  # whatever the executor makes of it, a task's own error is what counts
+            if errors := job.workspace.errors():
+                raise DataError(errors[0]) from error
+            raise
 
 
 def submit_phases(job: Job, phases: Sequence[Phase]) -> list[str]:
     """Submit every phase to SLURM, each after the one before. Returns the job ids; phases that are done have none."""
     before, ids = None, []
     for phase in phases:
-        executor = _executor(job, phase, depends=before)
         with _quiet():
+            executor = _executor(job, phase, depends=before)
             executor.launch_job()
         if executor.job_id != -1:
             before = executor
@@ -123,7 +150,7 @@ def _slurm_executor(job: Job, phase: Phase, depends: Any, common: dict[str, Any]
 def _quiet() -> Any:
     """datatrove's own messages go to its log files only."""
     os.environ.setdefault("DATATROVE_COLORIZE_LOGS", "no")
-    from loguru import logger
+    from datatrove.utils.logging import logger  # its import adds a handler for the terminal
 
     logger.remove()
     yield

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from data_pipeline.errors import DataError
-from data_pipeline.prepare.executors import Phase, run_phase, submit_phases, tasks_done
+from data_pipeline.prepare.executors import Phase, connected, run_phase, submit_phases, tasks_done
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.phases import clean, exact, finish, heldout, near, read, tokenise, vocabulary
 
@@ -59,14 +59,15 @@ def phases_of(job: Job) -> list[Phase]:
 
 def run(job: Job, progress: Progress) -> None:
     """Go through the graph and wait. Raises the DataError of the first task that has one."""
-    for phase in phases_of(job):
-        began, before = time.monotonic(), tasks_done(job, phase)
-        with _reporting(job, phase, progress):
-            run_phase(job, phase)
-        after = f", {before} of its {phase.num_tasks(job)} tasks were done before" if before else ""
-        seconds = time.monotonic() - began
-        if seconds >= 1:
-            progress(f"{phase.name}: {seconds:.0f} s{after}")
+    with connected(job.config.executor):
+        for phase in phases_of(job):
+            began, before = time.monotonic(), tasks_done(job, phase)
+            with _reporting(job, phase, progress):
+                run_phase(job, phase)
+            after = f", {before} of its {phase.num_tasks(job)} tasks were done before" if before else ""
+            seconds = time.monotonic() - began
+            if seconds >= 1:
+                progress(f"{phase.name}: {seconds:.0f} s{after}")
 
 
 def submit(job: Job) -> list[str]:

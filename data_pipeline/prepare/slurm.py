@@ -18,8 +18,8 @@ def submit(job: Job, progress: Progress) -> None:
         ids = graph.submit(job)
     except (OSError, subprocess.CalledProcessError) as error:
         raise DataError(
-            f"executor.kind=slurm: sbatch failed ({' '.join(str(error).split())}); run where sbatch works, with the "
-            "partition and options of the cluster"
+            f"executor.kind=slurm: sbatch could not be run ({error}), or refused for the reason that it gives above; "
+            "correct executor.partition and the other options of executor"
         ) from error
     write_durably(job.workspace.folder / _JOBS_FILE, json.dumps(ids))
     progress(

@@ -153,6 +153,10 @@ class Workspace:
         path.parent.mkdir(exist_ok=True)
         path.write_text(message, encoding="utf-8")
 
+    def forget_errors(self) -> None:
+        """Before tasks are done again."""
+        shutil.rmtree(self.folder / "errors", ignore_errors=True)
+
     def errors(self) -> list[str]:
         """What tasks have recorded, in a fixed order."""
         return [path.read_text(encoding="utf-8") for path in sorted((self.folder / "errors").glob("*"))]

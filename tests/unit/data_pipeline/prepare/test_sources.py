@@ -158,8 +158,6 @@ def test_a_damaged_compressed_file_is_an_error_with_its_name(tmp_path, ending):
 
 
 def test_parquet(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": ["one", None, "three"], "lang": ["Go", "Go", "Java"]}), tmp_path / "a.parquet")
     documents, skipped = read("parquet", tmp_path, language_field="lang")
@@ -173,7 +171,6 @@ def test_parquet(tmp_path):
 
 
 def test_hugging_face_dataset_from_disk(tmp_path):
-    import datasets
 
     rows = datasets.Dataset.from_dict({"text": ["one", "two"], "lang": ["c", "sql"]})
     datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "saved"))
