@@ -26,6 +26,7 @@ class SourceKind(enum.Enum):
     """What a source is made of."""
 
     folder = "folder"
+    archive = "archive"
     jsonl = "jsonl"
     parquet = "parquet"
     huggingface = "huggingface"
@@ -33,18 +34,19 @@ class SourceKind(enum.Enum):
     environment_text = "environment_text"
 
 
-_NEEDS_PATH = (SourceKind.folder, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
+_NEEDS_PATH = (SourceKind.folder, SourceKind.archive, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """One source of a build.
 
-    name: for the ledger, and the name of its text in the mixture. path: a folder; for jsonl and parquet a file or a
-    folder of them (.jsonl, .jsonl.gz, .jsonl.zst, .parquet); for huggingface `owner/name`, `owner/name:subset` or the
-    folder of `save_to_disk`. text_field, language_field, name_field: columns of a row (name_field holds its file
-    name; empty: none). split: of a Hugging Face dataset. language: of everything in the source (empty: by field or
-    file name; rows without either are plain text). max_bytes: stop after so many bytes of text (None: read all).
+    name: for the ledger, and the name of its text in the mixture. path: a folder; for archive, jsonl and parquet a file
+    or a folder of them (.zip, .tar[.gz|.zst], .tgz, .jsonl[.gz|.zst], .parquet); for huggingface `owner/name`,
+    `owner/name:subset` or the folder of `save_to_disk`. text_field, language_field, name_field: columns of a row
+    (name_field holds its file name; empty: none). split: of a Hugging Face dataset. language: of everything in the
+    source (empty: by field or file name; rows without either are plain text). max_bytes: stop after so many bytes of
+    text (None: read all).
     """
 
     name: str

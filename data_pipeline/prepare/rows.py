@@ -50,8 +50,9 @@ def _files(config: SourceConfig, endings: tuple[str, ...]) -> list[tuple[str, Pa
     return [(path.relative_to(root).as_posix(), path) for path in found]
 
 
-def _dealt(files: list[tuple[str, Path]], part: Part) -> tuple[list[tuple[str, Path]], Part]:
-    """(files of a part, which of their rows it takes)."""
+def dealt_files(config: SourceConfig, endings: tuple[str, ...], part: Part) -> tuple[list[tuple[str, Path]], Part]:
+    """(name and path of the files that a part reads, which of their rows it takes). Raises DataError without files."""
+    files = _files(config, endings)
     if len(files) < part.parts:
         return files, part
     return [file for index, file in enumerate(files) if part.has(index)], WHOLE
@@ -62,10 +63,10 @@ def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip, part: Part
 
     # A character takes at most 6 bytes in JSON (\u00e9); the rest is room for the other columns.
     limit = 6 * max_document_bytes + 65_536
-    files, rows = _dealt(_files(config, _JSONL_ENDINGS), part)
+    files, rows = dealt_files(config, _JSONL_ENDINGS, part)
     for name, path in files:
         try:
-            with _open(path) as file:
+            with open_decompressed(path) as file:
                 for number, line in _lines(file, limit, skip, rows):
                     row = _object(line)
                     if row is None:
@@ -78,8 +79,9 @@ def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip, part: Part
             raise DataError(f"{path}: cannot be read ({error.strerror or error}); correct the path") from error
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
+def open_decompressed(path: Path) -> BinaryIO:
+    """A file as it is, or decompressed when it ends in .gz, .tgz or .zst."""
+    if path.suffix in (".gz", ".tgz"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
         return io.BufferedReader(_ZstdFile(path))  # type: ignore[return-value]
@@ -150,7 +152,7 @@ def _parquet(config: SourceConfig, part: Part) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     wanted = [field for field in (config.text_field, config.language_field, config.name_field) if field]
-    files, rows = _dealt(_files(config, (".parquet",)), part)
+    files, rows = dealt_files(config, (".parquet",), part)
     for name, path in files:
         try:
             with pq.ParquetFile(path) as file:

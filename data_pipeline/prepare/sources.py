@@ -69,6 +69,10 @@ def _raw_texts(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iter
     match config.kind:
         case SourceKind.folder:
             return _folder(config, limit, skip, part)
+        case SourceKind.archive:
+            from data_pipeline.prepare import archives
+
+            return _named(config, skip, archives.read(config, limit, skip, part))
         case SourceKind.environment_code:
             from data_pipeline.prepare import environment
 
@@ -102,6 +106,17 @@ def _folder(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterato
             skip(UNKNOWN_LANGUAGE, num_bytes)
             continue
         yield RawText(text=text, name=entry.name, language=language, num_bytes=num_bytes)
+
+
+def _named(config: SourceConfig, skip: Skip, texts: Iterator[tuple[str, str]]) -> Iterator[RawText]:
+    """Texts whose language the name tells, or their content."""
+    for name, text in texts:
+        num_bytes = len(text.encode())
+        language = config.language or languages.language_of(name, text[:256].encode())
+        if language is None:
+            skip(UNKNOWN_LANGUAGE, num_bytes)
+        else:
+            yield RawText(text=text, name=name, language=language, num_bytes=num_bytes)
 
 
 def _rows(config: SourceConfig, limit: int, skip: Skip, rows: Iterator) -> Iterator[RawText]:
