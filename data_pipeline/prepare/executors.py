@@ -60,8 +60,8 @@ def connected(options: ExecutorConfig) -> Iterator[None]:
         ray.init(**where, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"executor.ray_address={options.ray_address}: no Ray cluster answers ({' '.join(str(error).split())}); correct "
-            "it, or leave it empty for one on this machine"
+            f"executor.ray_address={options.ray_address}: no Ray cluster answers ({' '.join(str(error).split())}); "
+            "correct it, or leave it empty for one on this machine"
         ) from error
     try:
         yield
