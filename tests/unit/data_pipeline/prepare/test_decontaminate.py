@@ -106,11 +106,14 @@ def test_runs_that_many_items_share_do_not_count_but_every_item_keeps_one(tmp_pa
     path = tmp_path / "shared.txt"
     path.write_text("\n\n".join(f"{licence} {tail}" for tail in unique[:10]))
     assert Contamination.from_files([EvaluationSet(path=str(path))]).reason(licence) is not None
+    path.write_text("\n\n".join(f"{licence} {tail}" for tail in unique[:10] * 3))  # equal items are one item
+    assert Contamination.from_files([EvaluationSet(path=str(path))]).reason(licence) is not None
     path.write_text("\n\n".join(f"{licence} {tail}" for tail in unique))
     index = Contamination.from_files([EvaluationSet(path=str(path))])
     assert index.reason(licence) is None
-    assert all(index.reason(tail) for tail in unique)
-    # The licence as an item of its own has no other run; the same item many times is one item.
+    for first in range(8):
+        assert all(index.reason(run_of(tail, first, 13)) for tail in unique)
+    # The licence as an item of its own has no other run.
     path.write_text("\n\n".join([f"{licence} {tail}" for tail in unique] + [licence] * 30))
     assert Contamination.from_files([EvaluationSet(path=str(path))]).reason(licence) is not None
     path.write_text("\n\n".join([_PROBLEM.replace("\n\n", "\n")] * 30))
@@ -124,10 +127,15 @@ def test_the_first_set_of_a_run_is_named(tmp_path):
     assert index.reason(_ELEVEN).endswith(" of b.txt")
 
 
-_ITEM = st.lists(st.sampled_from("abcd"), min_size=1, max_size=17).map(" ".join)
+def test_the_longest_run_is_named_first(index):
+    assert index.reason(f"{_ELEVEN} {_SEVEN} {_PROBLEM}") == "contamination: 13 words in a row of humaneval.jsonl"
+    assert index.reason(f"{_SEVEN} {_ELEVEN}") == "contamination: 10 words in a row of questions.txt"
 
 
-@given(st.lists(_ITEM, min_size=1, max_size=5), st.lists(st.sampled_from("abcd"), max_size=60))
+_ITEM = st.lists(st.sampled_from("ab"), min_size=1, max_size=17).map(" ".join)
+
+
+@given(st.lists(_ITEM, min_size=1, max_size=5), st.lists(st.sampled_from("ab"), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_verdicts_are_those_of_a_search_through_word_lists(tmp_path_factory, items, document):
     def contains(run):
@@ -175,7 +183,8 @@ def test_saved_and_loaded_is_the_same_index(index, sets, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.npz*")) == ["again.npz", "index.npz"]
     renamed = [sets[0], dataclasses.replace(sets[1], name="renamed")]
     assert Contamination.from_files(renamed).content_hash != index.content_hash
-    assert Contamination.from_files(sets[:1]).content_hash != index.content_hash
+    Path(sets[1].path).write_text(_ELEVEN)
+    assert Contamination.from_files(sets).content_hash != index.content_hash
 
 
 def test_a_damaged_or_foreign_index_is_one_line(index, tmp_path):
@@ -213,7 +222,7 @@ def test_sets_that_cannot_be_read_are_one_line(tmp_path):
     with pytest.raises(DataError, match=r"give at least one set"):
         Contamination.from_files([])
     with pytest.raises(DataError, match=r"none of its 0 items has 5 words"):
-        refused(tmp_path / "empty.txt", "\n \n")
+        refused(tmp_path / "empty.txt", "  \n \n")
     with pytest.raises(DataError, match=r"none of its 2 items has 5 words"):
         refused(tmp_path / "tiny.txt", "yes\n\nno\n")
     with pytest.raises(DataError, match=r"is not UTF-8 at byte 2"):
