@@ -1,9 +1,9 @@
-"""Which language a file is in, by its name, else by its first line.
+"""Which languages claim a file, by its name, else by its first line.
 
 The journey of a file name: exact file name (`Makefile`) -> longest extension of the table (`.d.ts` before `.ts`) ->
-for a file without an extension, the interpreter of its `#!` line. Where several languages share an extension, the
-choice is fixed: `PREFERRED` first, else a programming language before markup, prose and data, else by name. It is a
-choice by name alone; content would do better for `.h`, `.m`, `.pl`, `.v`.
+the languages that claim it (`claim_of`); for a file without an extension, the interpreter of its `#!` line. Where
+several languages claim it, `prepare.identify` looks at the content. By name alone (`language_of`) the choice is fixed:
+`PREFERRED` first, else a programming language before markup, prose and data, else by name.
 
 The table, `languages.json`, is GitHub linguist's. Markdown counts as code, like in the training recipe that this
 project follows; all other prose is text, everything else is code.
@@ -12,6 +12,8 @@ project follows; all other prose is text, everything else is code.
 import functools
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,7 +41,9 @@ PREFERRED = {
 }  # fmt: skip
 _TYPE_ORDER = ("programming", "markup", "prose", "data")
 _PROSE_THAT_IS_CODE = {"Markdown"}
-_SHEBANG = re.compile(rb"^#!\s*(?:\S*/)?env(?:\s+-\S+|\s+\w+=\S*)*\s+(?:\S*/)?(\S+)|^#!\s*(?:\S*/)?(\S+)")
+_SHEBANG = re.compile(r"^#![ \t]*(?:\S*/)?env(?:[ \t]+-\S+|[ \t]+\w+=\S*)*[ \t]+(?:\S*/)?(\S+)|^#![ \t]*(?:\S*/)?(\S+)")
+_SHELLS = {"sh", "bash", "dash", "ksh", "zsh"}
+_EXEC = re.compile(r"^\s*exec[ \t]+(?:\S*/env[ \t]+)?(?:\S*/)?([\w.+-]+)[^\n]*\$\{?0\b", re.MULTILINE)
 _VERSION_SUFFIX = re.compile(r"[\d.]+$")
 
 
@@ -49,17 +53,65 @@ def table() -> dict[str, dict[str, Any]]:
     return json.loads(resources.files("data_pipeline").joinpath("languages.json").read_text(encoding="utf-8"))
 
 
-def language_of(path: str, first_line: bytes = b"") -> str | None:
-    """The language of a file, None if the table does not know it. `first_line` matters only without an extension."""
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """languages that claim a file, by name: none, one or several; key: the file name or extension that they share."""
+
+    languages: tuple[str, ...]
+    key: str
+    by_filename: bool
+
+
+_NO_CLAIM = Claim((), "", False)
+
+
+def claim_of(path: str) -> Claim:
+    """The languages that claim a path: by its exact file name, else by the longest extension that the table has."""
     name = PurePosixPath(path).name
     if name in _by_filename():
         return _by_filename()[name]
-    suffixes = name.lower().lstrip(".").split(".")[1:]
+    suffixes = _suffixes(name)
     for start in range(len(suffixes)):
-        language = _by_extension().get("." + ".".join(suffixes[start:]))
-        if language is not None:
-            return language
-    return None if suffixes else _by_shebang(first_line)
+        claim = _by_extension().get("." + ".".join(suffixes[start:]))
+        if claim is not None:
+            return claim
+    return _NO_CLAIM
+
+
+def has_extension(path: str) -> bool:
+    """Whether the file name has an extension, known or not; `.bashrc` has none."""
+    return bool(_suffixes(PurePosixPath(path).name))
+
+
+def preferred(claim: Claim) -> str:
+    """The claimant that is meant most often: a choice by name alone. `claim` has at least one."""
+    if claim.key in PREFERRED:
+        return PREFERRED[claim.key]
+    return min(claim.languages, key=lambda name: (_TYPE_ORDER.index(type_of(name)), name))
+
+
+def language_of(path: str, first_line: bytes = b"") -> str | None:
+    """The language of a file by name alone, None if the table does not know it. `first_line` matters only without an
+    extension."""
+    claim = claim_of(path)
+    if claim.languages:
+        return preferred(claim)
+    return None if has_extension(path) else language_of_shebang(first_line.decode("utf-8", "replace"))
+
+
+def language_of_shebang(head: str) -> str | None:
+    """The language of the interpreter in the `#!` line at the beginning of `head`, None without one or if unknown.
+
+    A shell that only starts another interpreter on the file (`exec tclsh "$0"`) counts as that interpreter.
+    """
+    match = _SHEBANG.match(head)
+    if match is None:
+        return None
+    interpreter = match[1] or match[2]
+    if interpreter in _SHELLS and (handed_on := _EXEC.search(head)) is not None:
+        interpreter = handed_on[1]
+    interpreter = interpreter.lower()
+    return _by_interpreter().get(interpreter) or _by_interpreter().get(_VERSION_SUFFIX.sub("", interpreter))
 
 
 def side_of(language: str) -> str:
@@ -92,30 +144,27 @@ def slug(language: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", spelled).strip("-")
 
 
-@functools.cache
-def _by_filename() -> dict[str, str]:
-    return {file: name for name, entry in table().items() for file in entry.get("filenames", ())}
+def _suffixes(name: str) -> list[str]:
+    return name.lower().lstrip(".").split(".")[1:]
 
 
 @functools.cache
-def _by_extension() -> dict[str, str]:
-    claims: dict[str, list[str]] = {}
+def _by_filename() -> dict[str, Claim]:
+    return _claims("filenames", str)
+
+
+@functools.cache
+def _by_extension() -> dict[str, Claim]:
+    return _claims("extensions", str.lower)
+
+
+def _claims(field: str, spell: Callable[[str], str]) -> dict[str, Claim]:
+    found: dict[str, list[str]] = {}
     for name, entry in table().items():
-        for extension in entry["extensions"]:
-            claims.setdefault(extension.lower(), []).append(name)
-    chosen = {
-        extension: min(names, key=lambda name: (_TYPE_ORDER.index(table()[name]["kind"]), name))
-        for extension, names in claims.items()
-    }
-    return {**chosen, **PREFERRED}
-
-
-def _by_shebang(first_line: bytes) -> str | None:
-    match = _SHEBANG.match(first_line)
-    if match is None:
-        return None
-    interpreter = (match[1] or match[2]).decode("ascii", "replace").lower()
-    return _by_interpreter().get(interpreter) or _by_interpreter().get(_VERSION_SUFFIX.sub("", interpreter))
+        # A language may list `.r` and `.R`: one claim.
+        for key in dict.fromkeys(map(spell, entry.get(field, ()))):
+            found.setdefault(key, []).append(name)
+    return {key: Claim(tuple(names), key, field == "filenames") for key, names in found.items()}
 
 
 @functools.cache

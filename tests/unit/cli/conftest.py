@@ -12,19 +12,22 @@ from loopcoder_train.cli.main import main
 from loopcoder_train.config.io import read_run_config
 
 
-def make_corpus(directory: Path, vocab_size: int = 4096) -> Path:
-    """A corpus by its manifest, enough for `Corpus.open` and any mixture; its shards do not exist."""
+def make_corpus(directory: Path, vocab_size: int = 4096, code: tuple[str, ...] = ("code",)) -> Path:
+    """A corpus by its manifest, enough for `Corpus.open` and any mixture; its shards do not exist.
+
+    code: the names of its code sources.
+    """
     directory.mkdir(parents=True)
     tokenizer = b"{}"
     (directory / "tokenizer.json").write_bytes(tokenizer)
     plenty = 10**14
 
-    def source(kind: str) -> SourceInfo:
-        shard = ShardInfo(file=f"shards/{kind}.tokens", num_tokens=plenty, checksum="0" * 16)
-        return SourceInfo(name=kind, kind=kind, language=kind, train=SplitInfo(tokens=plenty, shards=[shard]))
+    def source(name: str, kind: str) -> SourceInfo:
+        shard = ShardInfo(file=f"shards/{name}.tokens", num_tokens=plenty, checksum="0" * 16)
+        return SourceInfo(name=name, kind=kind, language=name, train=SplitInfo(tokens=plenty, shards=[shard]))
 
     Manifest(
-        sources=[source("text"), source("code")],
+        sources=[source("text", "text"), *(source(name, "code") for name in code)],
         tokenizer_hash=canonical_json_hash(tokenizer, directory),
         tokenizer_file_sha256=hashlib.sha256(tokenizer).hexdigest(),
         vocab_size=vocab_size,

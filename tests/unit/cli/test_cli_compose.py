@@ -8,6 +8,8 @@ from importlib import resources
 import pytest
 import yaml
 
+from data_pipeline.language_manifest import load_manifest
+from data_pipeline.languages import slug
 from data_pipeline.prepare.build_config import BuildConfig
 from loopcoder_train.cli.arguments import quote
 from loopcoder_train.config import RunConfig, ScheduleKind
@@ -23,9 +25,16 @@ COMMANDS = ("plan", "pretrain", "evaluate", "generate", "data build", "data show
 COMMANDS += tuple(f"checkpoint {name}" for name in ("list", "verify", "prune"))
 
 
+def make_paper_corpus(workplace):
+    """Beside `workplace`: the sources that configs/data/paper.yaml gives shares to, and one of the others."""
+    shares = yaml.safe_load(CONFIGS.joinpath("data", "paper.yaml").read_text())["shares"]
+    make_corpus(workplace.parent / "paper", code=(*shares, "rust"))
+    return "data.corpus_dir=../paper"
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_composes_and_survives_run_yaml(experiment, workplace, started, loopcoder, tmp_path):
-    code, _, error = loopcoder("pretrain", f"experiment={experiment}", "data.corpus_dir=../corpus")
+    code, _, error = loopcoder("pretrain", f"experiment={experiment}", make_paper_corpus(workplace))
     assert (code, error) == (0, "")
     (config,) = started
     assert config.run_dir == f"runs/{experiment}"
@@ -35,8 +44,9 @@ def test_experiment_composes_and_survives_run_yaml(experiment, workplace, starte
 
 
 def test_paper_experiments_differ_in_nothing_but_the_loops(workplace, started, loopcoder):
+    corpus = make_paper_corpus(workplace)
     for loops in (1, 2, 3, 4):
-        assert loopcoder("pretrain", f"experiment=paper_r{loops}", "data.corpus_dir=../corpus")[0] == 0
+        assert loopcoder("pretrain", f"experiment=paper_r{loops}", corpus)[0] == 0
     for loops, config in zip((1, 2, 3, 4), started, strict=True):
         assert config.model.num_loops == loops
         assert {key for key, _, _ in changed_keys(started[0], config)} <= {"model.num_loops", "run_dir"}
@@ -53,6 +63,20 @@ def test_model_sizes_compose(file, workplace, started, loopcoder):
     code, _, error = loopcoder("pretrain", QUICK[0], QUICK[2], f"model={file.name.removesuffix('.yaml')}")
     assert (code, error) == (0, "")
     assert started[0].model.vocab_size % 8 == 0
+
+
+def test_the_shares_of_the_paper_are_those_of_the_manifest(workplace, started, loopcoder):
+    assert loopcoder("pretrain", "experiment=paper_r1", make_paper_corpus(workplace))[0] == 0
+    manifest = load_manifest()
+    shares = manifest.shares_of(map(slug, manifest.languages)).shares
+    assert started[0].data.shares == {source: float(share) for source, share in shares.items()}
+
+
+def test_a_corpus_without_the_languages_of_the_paper_is_named_an_error(workplace, started, loopcoder):
+    code, _, error = loopcoder("pretrain", "experiment=paper_r1", "data.corpus_dir=../corpus")
+    assert (code, started) == (2, [])
+    assert "data.shares: source 'java' is not in the corpus" in error
+    assert loopcoder("pretrain", "experiment=paper_r1", "data=default", "data.corpus_dir=../corpus")[0] == 0
 
 
 def test_overrides_arrive_with_their_types(workplace, started, loopcoder):
