@@ -273,7 +273,7 @@ def _read_limited(path: Path) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
             raise DataError(f"{path}: must be a regular file of at most {MAX_JSON_BYTES} bytes; restore the file")
-        return file.read(MAX_JSON_BYTES)
+        return file.read(status.st_size)
 
 
 def _check_source(source: SourceInfo, path: Path) -> None:

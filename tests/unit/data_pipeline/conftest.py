@@ -64,9 +64,7 @@ def make_corpus(tmp_path):
                 _split(directory, f"{name}/variant{v}", _documents(1000 * v, lengths), vocab_size, shard_tokens)
                 for v, lengths in enumerate((variants or {}).get(name, ()), start=1)
             ]
-            infos.append(
-                SourceInfo(name=name, kind=kind, language=name, train=train, heldout=held, variants=further)
-            )
+            infos.append(SourceInfo(name=name, kind=kind, language=name, train=train, heldout=held, variants=further))
         Manifest(
             sources=infos,
             tokenizer_hash=canonical_json_hash(TOKENIZER_JSON, Path("t")),

@@ -81,7 +81,9 @@ def test_every_row_is_what_the_cursors_of_the_sources_say(small_corpus, larger_c
             assert ids == sources.take(corpus, corpus.manifest.names[source], S)
         tokens += run.batch_tokens(batch)
     assert sources.cursors["rust"] > 0 and sources.cursors["papers"] > 0
-    assert {name for name, count in run.consumed_tokens(30).items() if count > run.consumed_tokens(22)[name]} == {"rust"}
+    assert {name for name, count in run.consumed_tokens(30).items() if count > run.consumed_tokens(22)[name]} == {
+        "rust"
+    }
 
 
 def test_parts_of_a_batch_are_the_batch(small_corpus):
@@ -231,7 +233,9 @@ def test_the_state_refuses_every_other_past_and_names_it(small_corpus, larger_co
 
 def test_a_corpus_that_goes_on_with_a_run_keeps_its_sources(small_corpus, make_corpus):
     other = make_corpus({"prose": ("text", [40] * 30), "python": ("code", [40] * 30)}, folder="other")
-    with pytest.raises(DataError, match=r"data.segments\[0\].corpus_dir=.*: its source 'prose' is not that of .*corpus;"):
+    with pytest.raises(
+        DataError, match=r"data.segments\[0\].corpus_dir=.*: its source 'prose' is not that of .*corpus;"
+    ):
         plan(options(small_corpus), options(other, 5))
     manifest = dataclasses.replace(small_corpus.manifest, tokenizer_hash="0" * 64)
     with pytest.raises(DataError, match=r"has another tokenizer than .*corpus; build it with tokenizer_path="):
