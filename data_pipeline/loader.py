@@ -24,9 +24,10 @@ class StreamLoader(Iterator[list[Batch]]):
 
     num_steps None: without end. The stream goes on behind what was planned, for runs that discard batches.
 
-    Sizes are in sequences; batches are as large as their segment says. prefetch_steps >= 1 steps are read ahead. `wait_seconds`: how long the last `next` waited.
-    An error of the reading thread is raised by the `next` that would have returned its step. `close` stops the
-    thread; the loader is also a context manager. Raises DataError when the sizes do not divide.
+    Sizes are in sequences; batches are as large as their segment says. prefetch_steps >= 1 steps are read ahead.
+    `wait_seconds`: how long the last `next` waited. An error of the reading thread is raised by the `next` that would
+    have returned its step. `close` stops the thread; the loader is also a context manager. Raises DataError when the
+    sizes do not divide.
     """
 
     def __init__(
@@ -114,8 +115,8 @@ def _check_plan(stream: SegmentedStream, start_step: int, num_steps: int) -> Non
     planned = last.first_batch + last.planned_batches
     if num_steps < 0 or start_step + num_steps > planned:
         raise DataError(
-            f"data: steps {start_step}..{start_step + num_steps}: the mixture is planned for {planned}; plan it for the "
-            "whole run"
+            f"data: steps {start_step}..{start_step + num_steps}: the mixture is planned for {planned}; plan it for "
+            "the whole run"
         )
 
 

@@ -21,7 +21,7 @@ from data_pipeline.mixture import KINDS, Mixture
 
 @dataclass(kw_only=True, slots=True)
 class QuotaPlan:
-    """names, kinds, quotas [sequences], repeats [epochs over the source, `consumed` included]: parallel to the manifest."""
+    """names, kinds, quotas [sequences], repeats [epochs, `consumed` included]: parallel to the manifest's sources."""
 
     names: list[str]
     kinds: list[str]
@@ -177,11 +177,11 @@ class _Side:
     def _too_few_tokens(self, weights: dict[int, Fraction], caps: dict[int, int], total: int) -> DataError:
         tokens = sum(self.epochs[i].epoch_tokens for i in weights)
         before = sum(self.used[i] for i in weights)
-        left = " still" if before else ""
+        after, still = (f" after {before:,} consumed before", " still") if before else ("", "")
         return DataError(
             f"data.max_repeats={self.max_repeats:g}: the run needs {total * self.sequence_length:,} {self.kind} "
-            f"tokens{f' after {before:,} consumed before' if before else ''}; the corpus has {math.floor(tokens):,}, so "
-            f"{sum(caps.values()) * self.sequence_length:,}{left} with repeats; "
+            f"tokens{after}; the corpus has {math.floor(tokens):,}, so "
+            f"{sum(caps.values()) * self.sequence_length:,}{still} with repeats; "
             "raise data.max_repeats, train fewer tokens, or build a larger corpus"
         )
 

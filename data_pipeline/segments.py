@@ -288,9 +288,9 @@ def _check_same_sources(options: Sequence[SegmentOptions]) -> None:
             other, home = known.setdefault(source.name, (source, corpus))
             if _identity(other) != _identity(source):
                 raise DataError(
-                    f"data.segments[{number - 1}].corpus_dir={corpus.directory}: its source {source.name!r} is not that "
-                    f"of {home.directory}; a corpus that goes on with a run keeps the sources it had and adds others: "
-                    "give new data another name"
+                    f"data.segments[{number - 1}].corpus_dir={corpus.directory}: its source {source.name!r} is not "
+                    f"that of {home.directory}; a corpus that goes on with a run keeps the sources it had and adds "
+                    "others: give new data another name"
                 )
 
 

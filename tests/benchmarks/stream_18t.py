@@ -1,6 +1,6 @@
 """18e12 tokens of 103 languages and a text side in sequences of 4096: start, memory, lookups, worst deviations.
 
-`python -m tests.benchmarks.stream_18t [PREFIXES]` prints the figures (default: 1,000,000 prefixes, about half a minute).
+`python -m tests.benchmarks.stream_18t [PREFIXES]` prints the figures (default: 1,000,000 prefixes, a minute).
 The manifest is written to a temporary folder; no token of it exists. tests/unit/data_pipeline/test_stream_18t.py checks
 the exact figures at fewer prefixes.
 """
@@ -150,9 +150,7 @@ def main(prefixes: int) -> None:
     print(f"start                    {start['seconds']:.3f} s")
     above = start["opened_mb"] - start["bare_mb"]
     stream_mb = start["opened_mb"] - start["imports_mb"]
-    print(
-        f"memory                   {above:.1f} MB over a bare interpreter; {stream_mb:.1f} MB of it for the stream (peak)"
-    )
+    print(f"memory, peak             {above:.1f} MB over a bare interpreter, {stream_mb:.1f} MB of it for the stream")
     print(f"lookup                   {lookup_microseconds(mixture):.2f} us, {figures.levels} levels")
     print(f"state                    {len(json.dumps(stream.state(4_000_000)))} bytes")
     print(f"worst source             {figures.worst_source:.3f} sequences ({figures.worst_source_name}), bound 1.7")

@@ -89,7 +89,7 @@ def test_ranks_batch_sizes_and_read_ahead_never_change_the_stream(small_corpus, 
 
 
 def reader(corpus_dir: str, record: str, batch_size: int, prefetch: int) -> None:
-    """A process that reads on from where its record ends and is killed at any moment: what this module does as a program."""
+    """Read on from where the record ends. This module is a program that does so, to be killed at any moment."""
     run = run_of(Corpus.open(corpus_dir), batch_size, batch_size)
     total = run.segments[1].first_batch + run.segments[1].planned_batches
     descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_APPEND)

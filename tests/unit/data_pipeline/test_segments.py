@@ -1,6 +1,7 @@
 """Promises 4 and 5: a run of segments deals nothing anew, and its state knows what was dealt."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_the_loader_crosses_segments(small_corpus, larger_corpus):
     assert batch == 6
     for loader in loaders:
         loader.close()
-    with pytest.raises(DataError, match="global_batch_size=4: must be a multiple of micro_batch_size 1 x .* 3 = 3"):
+    with pytest.raises(DataError, match=r"global_batch_size=4: must be a multiple of micro_batch_size 1 x .* 3 = 3"):
         StreamLoader(run, start_step=0, num_steps=1, micro_batch_size=1, data_parallel_size=3)
 
 
@@ -153,7 +154,7 @@ def test_what_is_appended_after_a_batch_changes_nothing_before_it(small_corpus, 
     if batch < cut:
         np.testing.assert_array_equal(before.read(batch).input_ids, after.read(batch).input_ids)
     growth = [after.consumed_tokens(b) for b in range(at + 2)]
-    for b, (now, then) in enumerate(zip(growth, growth[1:], strict=False)):
+    for b, (now, then) in enumerate(itertools.pairwise(growth)):
         assert all(then[name] >= now[name] for name in now)
         assert sum(then.values()) - sum(now.values()) == after.batch_tokens(b)
 
