@@ -138,6 +138,15 @@ class SegmentedStream:
                 total += count * segment.stream.sequence_length
         return total
 
+    def names_of(self, batch: int) -> list[str]:
+        """The sources that the source ids of a batch count."""
+        return self.segments[self.segment_number(batch)].stream.mixture.names
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Source -> text | code, over all segments."""
+        return {name: source.kind for name, source in self.sources().items()}
+
     def sources(self) -> dict[str, SourceInfo]:
         """Every source that some segment knows, by name."""
         return {info.name: info for s in self.segments for info in s.stream.corpus.manifest.sources}
