@@ -1,7 +1,7 @@
 """The part of every step's batch that one data-parallel rank needs, read ahead by a thread.
 
-The journey of a batch: batch t covers positions [t*G, (t+1)*G) of the stream, G = global batch size; rank d of D takes
-the d-th contiguous G/D of them and reads them in micro-batches. So the union over ranks does not depend on D, on the
+The journey of a batch: batch t is G sequences of the stream of its segment (segments.py); rank d of D takes the d-th
+contiguous G/D of them and reads them in micro-batches. So the union over ranks does not depend on D, on the
 micro-batch size or on how far ahead the thread reads. State: the number of the next batch. That is the number of steps
 done as long as no batch was discarded (training/bad_steps.py).
 """
@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 
 from data_pipeline.errors import DataError
-from data_pipeline.stream import Batch, TokenStream
+from data_pipeline.segments import SegmentedStream
+from data_pipeline.stream import Batch
 
 _POLL_SECONDS = 0.1
 
@@ -23,34 +24,38 @@ class StreamLoader(Iterator[list[Batch]]):
 
     num_steps None: without end. The stream goes on behind what was planned, for runs that discard batches.
 
-    Sizes are in sequences. prefetch_steps >= 1 steps are read ahead. `wait_seconds`: how long the last `next` waited.
-    An error of the reading thread is raised by the `next` that would have returned its step. `close` stops the
-    thread; the loader is also a context manager. Raises DataError when the sizes do not divide.
+    Sizes are in sequences; batches are as large as their segment says. prefetch_steps >= 1 steps are read ahead.
+    `wait_seconds`: how long the last `next` waited. An error of the reading thread is raised by the `next` that would
+    have returned its step. `close` stops the thread; the loader is also a context manager. Raises DataError when the
+    sizes do not divide.
     """
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: SegmentedStream,
         *,
         start_step: int,
         num_steps: int | None,
-        global_batch_size: int,
         micro_batch_size: int,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         prefetch_steps: int = 2,
     ) -> None:
-        _check_sizes(global_batch_size, micro_batch_size, data_parallel_rank, data_parallel_size, prefetch_steps)
+        for segment in stream.segments:
+            _check_sizes(segment.global_batch_size, micro_batch_size, data_parallel_size)
+        if not 0 <= data_parallel_rank < data_parallel_size:
+            raise DataError(f"data parallel rank {data_parallel_rank}: must be in 0..{data_parallel_size - 1}")
+        if prefetch_steps < 1:
+            raise DataError(f"data.prefetch_steps={prefetch_steps}: must be >= 1")
         if start_step < 0:
             raise DataError(f"data: step {start_step}: must be >= 0")
         if num_steps is not None:
-            _check_plan(stream, start_step, num_steps, global_batch_size)
+            _check_plan(stream, start_step, num_steps)
         self.wait_seconds = 0.0
         self._stream = stream
         self._steps = itertools.count(start_step) if num_steps is None else range(start_step, start_step + num_steps)
-        self._global_batch_size, self._micro_batch_size = global_batch_size, micro_batch_size
-        self._rank_size = global_batch_size // data_parallel_size
-        self._rank_offset = data_parallel_rank * self._rank_size
+        self._micro_batch_size = micro_batch_size
+        self._rank, self._num_ranks = data_parallel_rank, data_parallel_size
         self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=prefetch_steps)
         self._stop = threading.Event()
         self._ended: BaseException | None = None
@@ -76,10 +81,9 @@ class StreamLoader(Iterator[list[Batch]]):
         return False
 
     def _read(self, step: int) -> list[Batch]:
-        first = step * self._global_batch_size + self._rank_offset
-        batch = self._stream.read(range(first, first + self._rank_size))
+        batch = self._stream.read(step, self._rank, self._num_ranks)
         size = self._micro_batch_size
-        return [batch.rows(start, start + size) for start in range(0, self._rank_size, size)]
+        return [batch.rows(start, start + size) for start in range(0, len(batch), size)]
 
     def __next__(self) -> list[Batch]:
         if self._ended is not None:
@@ -106,27 +110,24 @@ class StreamLoader(Iterator[list[Batch]]):
         self.close()
 
 
-def _check_plan(stream: TokenStream, start_step: int, num_steps: int, global_batch_size: int) -> None:
-    end = (start_step + num_steps) * global_batch_size
-    if num_steps < 0 or end > stream.total:
+def _check_plan(stream: SegmentedStream, start_step: int, num_steps: int) -> None:
+    last = stream.segments[-1]
+    planned = last.first_batch + last.planned_batches
+    if num_steps < 0 or start_step + num_steps > planned:
         raise DataError(
-            f"data: steps {start_step}..{start_step + num_steps} of {global_batch_size} sequences need positions "
-            f"up to {end}, the mixture holds {stream.total}; plan the mixture for the whole run"
+            f"data: steps {start_step}..{start_step + num_steps}: the mixture is planned for {planned}; plan it for "
+            "the whole run"
         )
 
 
-def _check_sizes(global_batch: int, micro_batch: int, rank: int, size: int, prefetch: int) -> None:
+def _check_sizes(global_batch: int, micro_batch: int, size: int) -> None:
     if global_batch < 1 or micro_batch < 1 or size < 1:
         raise DataError(
             f"training.global_batch_size={global_batch}, training.micro_batch_size={micro_batch}, "
             f"parallel.data_parallel_size={size}: each must be >= 1"
         )
-    if not 0 <= rank < size:
-        raise DataError(f"data parallel rank {rank}: must be in 0..{size - 1}")
     if global_batch % (micro_batch * size):
         raise DataError(
             f"training.global_batch_size={global_batch}: must be a multiple of micro_batch_size {micro_batch} x "
             f"data_parallel_size {size} = {micro_batch * size}"
         )
-    if prefetch < 1:
-        raise DataError(f"data.prefetch_steps={prefetch}: must be >= 1")

@@ -22,7 +22,8 @@ from data_pipeline.errors import DataError, nearest_hint
 from data_pipeline.shards import ShardCache, ShardedTokens, ShardInfo
 
 FORMAT = "loopcoder-corpus"
-VERSION = 1
+# A manifest says the lowest version that can read it: 2 knows prepared variants, and one without them is still a 1.
+VERSION, VERSION_WITH_VARIANTS = 1, 2
 MANIFEST_FILE, TOKENIZER_FILE, LEDGER_FILE = "manifest.json", "tokenizer.json", "ledger.json"
 SPLITS = ("train", "heldout")
 MAX_JSON_BYTES = 256 * 2**20  # the manifest of 18T tokens has about 10 MB, a large tokenizer 20
@@ -43,17 +44,23 @@ class SplitInfo:
 
 @dataclass(kw_only=True, slots=True)
 class SourceInfo:
-    """One source of the stream: one language (or a group of small ones), on one side (text | code)."""
+    """One source of the stream: one language (or a group of small ones), on one side (text | code).
+
+    variants: further prepared variants of `train`, the same documents with other fill-in-the-middle choices; epoch e
+    of the stream reads variant e mod (1 + len(variants)), `train` being variant 0.
+    """
 
     name: str
     kind: str
     language: str
     train: SplitInfo = field(default_factory=SplitInfo)
     heldout: SplitInfo = field(default_factory=SplitInfo)
+    variants: list[SplitInfo] = field(default_factory=list)
 
-    def split(self, name: str) -> SplitInfo:
-        """`train` or `heldout`."""
-        return {"train": self.train, "heldout": self.heldout}[name]
+    @property
+    def training_variants(self) -> list[SplitInfo]:
+        """`train` and the further variants, in the order of the epochs."""
+        return [self.train, *self.variants]
 
 
 @dataclass(kw_only=True)
@@ -81,7 +88,15 @@ class Manifest:
     @functools.cached_property
     def manifest_hash(self) -> str:
         """sha256 of the content; the same for two builds of the same data, wherever they lie."""
-        return _content_hash(dataclasses.asdict(self))
+        return _content_hash(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        # Without variants the key is left out: hash and file are those that version 1 gave the same corpus.
+        content = dataclasses.asdict(self)
+        for source in content["sources"]:
+            if not source["variants"]:
+                del source["variants"]
+        return content
 
     def source_index(self, name: str) -> int:
         """The index of a source by name; DataError names the nearest one."""
@@ -91,18 +106,19 @@ class Manifest:
 
     def save(self, directory: Path) -> None:
         """Write manifest.json durably: temporary name, fsync, rename."""
-        content = {"format": FORMAT, "version": VERSION, "manifest_hash": self.manifest_hash}
-        write_durably(directory / MANIFEST_FILE, _dump({**content, **dataclasses.asdict(self)}))
+        version = VERSION_WITH_VARIANTS if any(source.variants for source in self.sources) else VERSION
+        content = {"format": FORMAT, "version": version, "manifest_hash": self.manifest_hash}
+        write_durably(directory / MANIFEST_FILE, _dump({**content, **self._content()}))
 
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read and check manifest.json. Raises DataError when it is missing, damaged, or from another version."""
         path = directory / MANIFEST_FILE
         content = _read_json(path)
-        if content.get("format") != FORMAT or content.get("version") != VERSION:
+        if content.get("format") != FORMAT or content.get("version") not in (VERSION, VERSION_WITH_VARIANTS):
             raise DataError(
                 f"{path}: format {content.get('format')!r} version {content.get('version')!r}; this program reads "
-                f"{FORMAT!r} version {VERSION}; build the corpus again"
+                f"{FORMAT!r} versions {VERSION} and {VERSION_WITH_VARIANTS}; build the corpus again"
             )
         body = {key: value for key, value in content.items() if key not in ("format", "version", "manifest_hash")}
         if _content_hash(body) != content.get("manifest_hash"):
@@ -142,7 +158,7 @@ class Corpus:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory, self.manifest = directory, manifest
         self._cache = ShardCache()
-        self._tokens: dict[tuple[int, str], ShardedTokens] = {}
+        self._tokens: dict[tuple[int, str, int], ShardedTokens] = {}
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -176,12 +192,16 @@ class Corpus:
 
         return Tokenizer.load(self.directory / TOKENIZER_FILE, end_of_document_id=self.manifest.end_of_document_id)
 
-    def tokens(self, source_index: int, split: str = "train") -> ShardedTokens:
-        """The tokens of one source and split ("train" | "heldout") as one array-like; no file is opened yet."""
-        key = (source_index, split)
+    def tokens(self, source_index: int, split: str = "train", variant: int = 0) -> ShardedTokens:
+        """The tokens of one source as one array-like; no file is opened yet.
+
+        split: "train", of which `variant` chooses the prepared variant, or "heldout", which has one.
+        """
+        key = (source_index, split, variant)
         if key not in self._tokens:
-            shards = self.manifest.sources[source_index].split(split).shards
-            self._tokens[key] = ShardedTokens(self.directory, shards, self._cache)
+            source = self.manifest.sources[source_index]
+            splits = {"train": source.training_variants, "heldout": [source.heldout]}[split]
+            self._tokens[key] = ShardedTokens(self.directory, splits[variant].shards, self._cache)
         return self._tokens[key]
 
     def close(self) -> None:
@@ -253,7 +273,7 @@ def _read_limited(path: Path) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
             raise DataError(f"{path}: must be a regular file of at most {MAX_JSON_BYTES} bytes; restore the file")
-        return file.read(MAX_JSON_BYTES)
+        return file.read(status.st_size)
 
 
 def _check_source(source: SourceInfo, path: Path) -> None:
@@ -261,7 +281,7 @@ def _check_source(source: SourceInfo, path: Path) -> None:
         raise DataError(f"{path}: source name {source.name!r}; only a-z 0-9 . _ + - are allowed")
     if source.kind not in ("text", "code"):
         raise DataError(f"{path}: source {source.name!r} has kind {source.kind!r}; must be text or code")
-    for split in (source.train, source.heldout):
+    for split in (*source.training_variants, source.heldout):
         for shard in split.shards:
             check_relative(shard.file, path)
             if type(shard.num_tokens) is not int or shard.num_tokens < 0:
@@ -271,8 +291,14 @@ def _check_source(source: SourceInfo, path: Path) -> None:
 
 
 def _source(entry: dict[str, Any]) -> SourceInfo:
-    splits = {}
-    for name in SPLITS:
-        split = entry[name]
-        splits[name] = SplitInfo(**{**split, "shards": [ShardInfo(**shard) for shard in split["shards"]]})
-    return SourceInfo(name=entry["name"], kind=entry["kind"], language=entry["language"], **splits)
+    return SourceInfo(
+        name=entry["name"],
+        kind=entry["kind"],
+        language=entry["language"],
+        variants=[_split(variant) for variant in entry.get("variants", ())],
+        **{name: _split(entry[name]) for name in SPLITS},
+    )
+
+
+def _split(entry: dict[str, Any]) -> SplitInfo:
+    return SplitInfo(**{**entry, "shards": [ShardInfo(**shard) for shard in entry["shards"]]})

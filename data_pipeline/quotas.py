@@ -4,6 +4,8 @@ The journey: the total is divided text | code by `text_share`; inside a side the
 the rest goes to the other sources by their tokens; a source whose quota would repeat its tokens more than
 `max_repeats` times keeps the quota at that cap and its excess goes to the others of its side; largest remainders make
 the integers add up. Every change of what was asked for is a line in `QuotaPlan.notes`.
+
+A later segment of a run goes on where the former ones stopped: what they consumed counts against the caps.
 """
 
 import math
@@ -11,15 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
 from data_pipeline.errors import DataError, nearest_hint
 from data_pipeline.manifest import Manifest
 from data_pipeline.mixture import KINDS, Mixture
-from data_pipeline.stream import DEFAULT_SHUFFLE_BLOCK_TOKENS, shuffle_blocks
 
 
 @dataclass(kw_only=True, slots=True)
 class QuotaPlan:
-    """names, kinds, quotas [sequences], repeats [times the source's tokens are shown]: parallel to the manifest."""
+    """names, kinds, quotas [sequences], repeats [epochs, `consumed` included]: parallel to the manifest's sources."""
 
     names: list[str]
     kinds: list[str]
@@ -41,28 +43,29 @@ def quotas_for(
     shares: Mapping[str, float] | None = None,
     max_repeats: float = 4.0,
     shuffle_block_tokens: int = DEFAULT_SHUFFLE_BLOCK_TOKENS,
+    consumed: Mapping[str, int] | None = None,
 ) -> QuotaPlan:
     """Integer quotas of every source for a stream of `total_sequences` sequences of `sequence_length` tokens.
 
     text_share: fraction of the tokens that is text, 0..1 (0 or 1: one side only). shares: weight of a source within
     its side; when some sources of a side have none, the weights are fractions of the side and must leave something
-    for the others; when all have one they are renormalised. max_repeats: epochs of any source, at most.
+    for the others; when all have one they are renormalised. max_repeats: epochs of any source, at most, with the
+    tokens that were `consumed` of it (name -> tokens) before this stream.
     Raises DataError, with the numbers, when no quotas satisfy this.
     """
     _check_options(manifest, total_sequences, sequence_length, text_share, shares or {}, max_repeats)
-    usable = [
-        shuffle_blocks(source.train.tokens, shuffle_block_tokens) * shuffle_block_tokens for source in manifest.sources
-    ]
+    epochs = [SourceEpochs(source, shuffle_block_tokens) for source in manifest.sources]
+    used = [(consumed or {}).get(source.name, 0) for source in manifest.sources]
     text_sequences = math.floor(total_sequences * _exact(text_share) + Fraction(1, 2))
-    quotas, notes = [0] * len(usable), []
+    quotas, notes = [0] * len(epochs), []
     for kind, side_total in zip(KINDS, (text_sequences, total_sequences - text_sequences), strict=True):
         members = [i for i, source in enumerate(manifest.sources) if source.kind == kind]
         if side_total:
-            side = _Side(kind, members, manifest, usable, sequence_length, max_repeats, notes)
+            side = _Side(kind, members, manifest, epochs, used, sequence_length, max_repeats, notes)
             weights = side.weights(shares or {})
             for index, quota in side.quotas(weights, side_total).items():
                 quotas[index] = quota
-    repeats = [q * sequence_length / u if u else 0.0 for q, u in zip(quotas, usable, strict=True)]
+    repeats = [e.epochs_of(u + q * sequence_length) for e, u, q in zip(epochs, used, quotas, strict=True)]
     return QuotaPlan(names=manifest.names, kinds=manifest.kinds, quotas=quotas, repeats=repeats, notes=notes)
 
 
@@ -101,7 +104,8 @@ class _Side:
     kind: str
     members: list[int]
     manifest: Manifest
-    usable: list[int]
+    epochs: list[SourceEpochs]
+    used: list[int]  # tokens consumed before
     sequence_length: int
     max_repeats: float
     notes: list[str]
@@ -109,9 +113,9 @@ class _Side:
     def weights(self, shares: Mapping[str, float]) -> dict[int, Fraction]:
         """Weight > 0 of each member that takes part; they sum to 1."""
         names = self.manifest.names
-        live = [i for i in self.members if self.usable[i]]
+        live = [i for i in self.members if self.epochs[i].cycle_tokens]
         for i in self.members:
-            if not self.usable[i]:
+            if not self.epochs[i].cycle_tokens:
                 self.notes.append(f"{names[i]}: smaller than one shuffle block, not used")
         if not live:
             other = 0 if self.kind == "text" else 1
@@ -134,13 +138,13 @@ class _Side:
             if total_given != 1:
                 self.notes.append(f"{self.kind}: shares add up to {float(total_given):g}, renormalised to 1")
             return {i: share / total_given for i, share in given.items() if share}
-        rest_tokens = sum(self.usable[i] for i in rest)
-        given.update({i: (1 - total_given) * Fraction(self.usable[i], rest_tokens) for i in rest})
+        rest_tokens = sum(self.epochs[i].epoch_tokens for i in rest)
+        given.update({i: (1 - total_given) * self.epochs[i].epoch_tokens / rest_tokens for i in rest})
         return {i: share for i, share in given.items() if share}
 
     def quotas(self, weights: dict[int, Fraction], total: int) -> dict[int, int]:
         """Sequences per member: proportional to weights, at most the cap, summing to `total`."""
-        caps = {i: math.floor(_exact(self.max_repeats) * self.usable[i] / self.sequence_length) for i in weights}
+        caps = {i: self._cap(i) for i in weights}
         if sum(caps.values()) < total:
             raise self._too_few_tokens(weights, caps, total)
         names, fixed, free = self.manifest.names, {}, dict(weights)
@@ -165,11 +169,19 @@ class _Side:
                 self.notes.append(f"{names[i]}: its share is less than one sequence, not used")
         return {**fixed, **rounded}
 
+    def _cap(self, i: int) -> int:
+        """Sequences that member i may still give."""
+        left = self.epochs[i].tokens_of(_exact(self.max_repeats)) - self.used[i]
+        return max(0, left) // self.sequence_length
+
     def _too_few_tokens(self, weights: dict[int, Fraction], caps: dict[int, int], total: int) -> DataError:
-        tokens = sum(self.usable[i] for i in weights)
+        tokens = sum(self.epochs[i].epoch_tokens for i in weights)
+        before = sum(self.used[i] for i in weights)
+        after, still = (f" after {before:,} consumed before", " still") if before else ("", "")
         return DataError(
             f"data.max_repeats={self.max_repeats:g}: the run needs {total * self.sequence_length:,} {self.kind} "
-            f"tokens; the corpus has {tokens:,}, so {sum(caps.values()) * self.sequence_length:,} with repeats; "
+            f"tokens{after}; the corpus has {math.floor(tokens):,}, so "
+            f"{sum(caps.values()) * self.sequence_length:,}{still} with repeats; "
             "raise data.max_repeats, train fewer tokens, or build a larger corpus"
         )
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
 from data_pipeline.ledger import STAGES, Ledger
 from data_pipeline.manifest import Corpus, SourceInfo
 from data_pipeline.mixture import KINDS
-from data_pipeline.stream import DEFAULT_SHUFFLE_BLOCK_TOKENS
 
 _TOP = 10
 _HEADER = ("source", "side", "language", "documents", "MB", "train tokens", "% of side", "held-out tokens", "tail")
@@ -29,7 +29,7 @@ class _Line:
         self.bytes += source.train.bytes + source.heldout.bytes
         self.train += source.train.tokens
         self.heldout += source.heldout.tokens
-        self.tail += source.train.tokens % shuffle_block_tokens
+        self.tail += SourceEpochs(source, shuffle_block_tokens).tail_tokens
         return self
 
     def cells(self, side_tokens: int) -> tuple[str, ...]:

@@ -1,31 +1,31 @@
 """Positions -> batches: the token stream, a pure function of (corpus, mixture, seed, position).
 
 The journey of a position: `mixture.lookup` turns it into the k-th sequence of a source. The source is shuffled in
-blocks of `shuffle_block_tokens` tokens: in each epoch a keyed permutation orders its blocks, and the shuffled blocks,
-one after the other, epoch after epoch, are the source's own stream. Sequence k covers tokens [k*S, (k+1)*S) of it, so
-the sequence length S may be anything and changing it re-deals nothing. A sequence is therefore made of pieces, each
-inside one block; where two pieces meet (a seam) and after each end-of-document token a new document begins.
+blocks of `shuffle_block_tokens` tokens, and its shuffled blocks, one after the other, epoch after epoch, are the
+source's own stream (epochs.py). Sequence k covers tokens [k*S, (k+1)*S) of it, so the sequence length S may be anything
+and changing it re-deals nothing. A sequence is therefore made of pieces, each inside one block; where two pieces meet
+(a seam) and after each end-of-document token a new document begins.
 
 Labels are the next token **in file order**, also at the end of a piece; the end-of-document token has none (-100), so
 no label crosses a document. State: nothing but the position. Reading the same position again gives the same batch.
+
+This is one segment of a run; segments.py puts them together.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
+from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Corpus
 from data_pipeline.mixture import Mixture
-from data_pipeline.permutation import block_permutation
 
 IGNORED_LABEL = -100
-DEFAULT_SHUFFLE_BLOCK_TOKENS = 2048
-_STATE_VERSION = 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,12 +54,22 @@ class Batch:
         )
 
 
+@dataclass(slots=True)
+class _Pieces:
+    """Where the pieces of some rows lie, and the token that follows each in its file (-100: the file ends)."""
+
+    rows: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # column of the last token
+    following: list[int] = field(default_factory=list)
+
+
 class TokenStream:
     """The training stream of one schedule segment.
 
     corpus, mixture: parallel (the mixture's names are the manifest's, in order). sequence_length S in tokens.
     shuffle_block_tokens: the unit of shuffling; at most the size of the smallest source in use.
-    cursors: tokens of each source that earlier segments have consumed (default: none). segment: its number.
+    cursors: tokens of each source that earlier segments have consumed (default: none).
     Raises DataError when these do not fit together.
     """
 
@@ -72,7 +82,6 @@ class TokenStream:
         *,
         shuffle_block_tokens: int = DEFAULT_SHUFFLE_BLOCK_TOKENS,
         cursors: Sequence[int] | None = None,
-        segment: int = 0,
     ) -> None:
         if sequence_length < 1:
             raise DataError(f"data.sequence_length={sequence_length}: must be >= 1")
@@ -80,12 +89,9 @@ class TokenStream:
             raise DataError(f"data.shuffle_block_tokens={shuffle_block_tokens}: must be >= 1")
         self.corpus, self.mixture, self.seed = corpus, mixture, seed
         self.sequence_length, self.shuffle_block_tokens = sequence_length, shuffle_block_tokens
-        self.segment = segment
         self.cursors = [0] * len(mixture.names) if cursors is None else [int(cursor) for cursor in cursors]
+        self.epochs = [SourceEpochs(source, shuffle_block_tokens, seed) for source in corpus.manifest.sources]
         self._check_sources()
-        self._num_blocks = [
-            shuffle_blocks(source.train.tokens, shuffle_block_tokens) for source in corpus.manifest.sources
-        ]
 
     def _check_sources(self) -> None:
         manifest, mixture = self.corpus.manifest, self.mixture
@@ -93,8 +99,8 @@ class TokenStream:
             raise DataError("mixture: its sources are not those of the corpus, in order; plan it from this manifest")
         if len(self.cursors) != len(mixture.names) or min(self.cursors) < 0:
             raise DataError(f"cursors: {len(self.cursors)} values for {len(mixture.names)} sources; one >= 0 each")
-        for source, quota in zip(manifest.sources, mixture.quotas, strict=True):
-            if quota and not shuffle_blocks(source.train.tokens, self.shuffle_block_tokens):
+        for source, epochs, quota in zip(manifest.sources, self.epochs, mixture.quotas, strict=True):
+            if quota and not epochs.cycle_tokens:
                 raise DataError(
                     f"data.shuffle_block_tokens={self.shuffle_block_tokens}: source {source.name!r} has only "
                     f"{source.train.tokens} training tokens; lower it, or give the source share 0"
@@ -108,51 +114,63 @@ class TokenStream:
     def read(self, positions: Sequence[int]) -> Batch:
         """The sequences at `positions` (each >= 0), in that order.
 
-        Raises DataError for a negative position, a damaged shard, or a token id outside the vocabulary.
+        Ids are copied piece by piece; all else is done once for the whole batch.
         """
         B, S = len(positions), self.sequence_length
         inputs_BS = np.empty((B, S), dtype=np.int64)
-        labels_BS = np.empty((B, S), dtype=np.int64)
-        starts_BS = np.zeros((B, S), dtype=bool)
         source_ids_B = np.empty(B, dtype=np.int32)
+        pieces = _Pieces()
         for row, position in enumerate(positions):
             source, index = self.mixture.lookup(int(position))
             source_ids_B[row] = source
-            self._fill(source, index, inputs_BS[row], labels_BS[row], starts_BS[row])
+            self._fill(source, index, inputs_BS[row], row, pieces)
+        vocab_size = self.corpus.manifest.vocab_size
+        if int(inputs_BS.max(initial=0)) >= vocab_size or max(pieces.following, default=0) >= vocab_size:
+            self._refuse_ids(positions)
+        labels_BS = np.empty_like(inputs_BS)
+        labels_BS[:, :-1] = inputs_BS[:, 1:]
+        labels_BS[pieces.rows, pieces.ends] = pieces.following
+        starts_BS = np.zeros((B, S), dtype=bool)
+        starts_BS[pieces.rows, pieces.begins] = True
         return _finish(inputs_BS, labels_BS, starts_BS, source_ids_B, self.corpus.manifest.end_of_document_id)
 
-    def _fill(self, source: int, index: int, inputs: np.ndarray, labels: np.ndarray, starts: np.ndarray) -> None:
-        """Fill one row from the source's shuffled stream; marks seams in `starts`."""
-        tokens = self.corpus.tokens(source)
-        offset, filled = self.cursors[source] + index * self.sequence_length, 0
-        while filled < self.sequence_length:
-            begin, left = self._place(source, offset + filled)
-            size = min(left, self.sequence_length - filled)
+    def _fill(self, source: int, index: int, ids: np.ndarray, row: int, pieces: _Pieces) -> None:
+        """Fill one row [S] from the source's shuffled stream and note its pieces."""
+        epochs, S = self.epochs[source], self.sequence_length
+        offset, filled = self.cursors[source] + index * S, 0
+        while filled < S:
+            place = epochs.place(offset + filled)
+            tokens = self.corpus.tokens(source, "train", place.variant)
+            end = place.token + min(place.left, S - filled)
             # One token more, for the label of the last; the very last token of a source has no next.
-            piece = tokens.read(begin, min(begin + size + 1, tokens.num_tokens))
-            self._check_ids(piece, source, begin)
-            inputs[filled : filled + size] = piece[:size]
-            labels[filled : filled + size][: len(piece) - 1] = piece[1:]
-            labels[filled + len(piece) - 1 : filled + size] = IGNORED_LABEL
-            starts[filled] = True
+            piece = tokens.read(place.token, min(end + 1, tokens.num_tokens))
+            size = end - place.token
+            ids[filled : filled + size] = piece[:size]
+            pieces.rows.append(row)
+            pieces.begins.append(filled)
             filled += size
+            pieces.ends.append(filled - 1)
+            pieces.following.append(int(piece[size]) if len(piece) > size else IGNORED_LABEL)
 
-    def _place(self, source: int, offset: int) -> tuple[int, int]:
-        """Token `offset` of the shuffled stream -> (token in file order, tokens left in its block)."""
-        slot, within = divmod(offset, self.shuffle_block_tokens)
-        epoch, slot = divmod(slot, self._num_blocks[source])
-        order = block_permutation(self._num_blocks[source], self.seed, self.mixture.names[source], epoch)
-        return order(slot) * self.shuffle_block_tokens + within, self.shuffle_block_tokens - within
-
-    def _check_ids(self, piece: np.ndarray, source: int, begin: int) -> None:
+    def _refuse_ids(self, positions: Sequence[int]) -> NoReturn:
+        """Say where the id is that some row has and the vocabulary has not."""
         vocab_size = self.corpus.manifest.vocab_size
-        if int(piece.max()) < vocab_size:
-            return
-        worst = int(piece.argmax())
-        raise DataError(
-            f"{self.corpus.tokens(source).locate(begin + worst)}: token id {int(piece[worst])} is outside the "
-            f"vocabulary of {vocab_size}; the shard was made with another tokenizer, build the corpus again"
-        )
+        for position in positions:
+            source, index = self.mixture.lookup(int(position))
+            offset, filled = self.cursors[source] + index * self.sequence_length, 0
+            while filled < self.sequence_length:
+                place = self.epochs[source].place(offset + filled)
+                tokens = self.corpus.tokens(source, "train", place.variant)
+                size = min(place.left, self.sequence_length - filled)
+                piece = tokens.read(place.token, min(place.token + size + 1, tokens.num_tokens))
+                worst = int(piece.argmax())
+                if int(piece[worst]) >= vocab_size:
+                    raise DataError(
+                        f"{tokens.locate(place.token + worst)}: token id {int(piece[worst])} is outside the vocabulary "
+                        f"of {vocab_size}; the shard was made with another tokenizer, build the corpus again"
+                    )
+                filled += size
+        raise AssertionError("every id is inside the vocabulary")
 
     def consumed_tokens(self, position: int) -> list[int]:
         """Tokens of every source that the first `position` sequences hold (this segment)."""
@@ -162,48 +180,11 @@ class TokenStream:
         """Where a next segment starts in every source, after `position` sequences of this one."""
         return [a + b for a, b in zip(self.cursors, self.consumed_tokens(position), strict=True)]
 
-    def state(self, position: int) -> dict[str, Any]:
-        """What a checkpoint needs to continue at `position`: < 1 KB of JSON, equal on all ranks."""
+    @property
+    def content_hash(self) -> str:
+        """sha256 of mixture and cursors: which sequence of which source comes at a position."""
         plan = [self.mixture.content_hash, self.cursors]
-        return {
-            "version": _STATE_VERSION,
-            "segment": self.segment,
-            "position": int(position),
-            "manifest_hash": self.corpus.manifest.manifest_hash,
-            "tokenizer_hash": self.corpus.manifest.tokenizer_hash,
-            "mixture_hash": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
-            "seed": self.seed,
-            "sequence_length": self.sequence_length,
-            "shuffle_block_tokens": self.shuffle_block_tokens,
-        }
-
-    def check_state(self, state: dict[str, Any], *, discarded_sequences: int = 0) -> int:
-        """The position of a saved state. Raises DataError, naming the keys, if it is of another stream.
-
-        `discarded_sequences`: how many were read and not trained; so far behind the planned ones a run may come.
-        """
-        own = self.state(0)
-        missing = sorted(own.keys() - state.keys())
-        if missing:
-            raise DataError(f"data state: {', '.join(missing)} missing; the checkpoint is from another version")
-        differing = [key for key in own if key != "position" and state[key] != own[key]]
-        if differing:
-            shown = "; ".join(f"{key} was {str(state[key])[:16]}, is {str(own[key])[:16]}" for key in differing)
-            raise DataError(f"data state: {shown}; resume with the data of the run, or start a new run")
-        last = self.total + discarded_sequences
-        if not 0 <= state["position"] <= last:
-            raise DataError(f"data state: position {state['position']} is outside 0..{last}")
-        return int(state["position"])
-
-
-def shuffle_blocks(train_tokens: int, shuffle_block_tokens: int) -> int:
-    """Whole shuffle blocks in a source; the tokens after the last one are the tail, which the stream never shows."""
-    return train_tokens // shuffle_block_tokens
-
-
-def tail_tokens(corpus: Corpus, shuffle_block_tokens: int = DEFAULT_SHUFFLE_BLOCK_TOKENS) -> list[int]:
-    """Training tokens of every source that no block holds, to be reported."""
-    return [source.train.tokens % shuffle_block_tokens for source in corpus.manifest.sources]
+        return hashlib.sha256(json.dumps(plan).encode()).hexdigest()
 
 
 def heldout_batches(

@@ -14,10 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
-from data_pipeline.quotas import QuotaPlan
-from data_pipeline.stream import TokenStream
+from data_pipeline.segments import SegmentedStream
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.checkpoint.discovery import Found
 from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
@@ -42,6 +40,7 @@ from loopcoder_train.runtime.watchdog import Watchdog
 from loopcoder_train.training.accounts import Accounts, open_accounts
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.consumption import ConsumptionHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.guard_hooks import corruption_hooks, slow_rank_hooks
 from loopcoder_train.training.init_from import init_weights
@@ -49,7 +48,6 @@ from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, Metrics, MetricsWriter, newest_records
 from loopcoder_train.training.mirror_hook import mirror_hooks
-from loopcoder_train.training.mixture import plan_mixture
 from loopcoder_train.training.progress import Console, logging_above, open_console
 from loopcoder_train.training.resume import RunSnapshot, restore
 from loopcoder_train.training.schedule import learning_rate
@@ -60,6 +58,7 @@ from loopcoder_train.training.step_history import StepHistory
 from loopcoder_train.training.stop_deadline import deadline_of
 from loopcoder_train.training.stop_hook import StopAgreement, StopHook
 from loopcoder_train.training.telemetry_hook import TelemetryHook
+from loopcoder_train.training.token_stream import build_loader, check_position, open_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +82,18 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
         enter("opening the corpus", part="corpus")
-        corpus = Corpus.open(config.data.corpus_dir)
-        stack.callback(corpus.close)
-        plan = plan_mixture(config, corpus.manifest)
-        stream = build_stream(config, corpus, plan)
+        stream = stack.enter_context(open_stream(config))
+        corpus = stream.segments[0].stream.corpus  # evaluation holds all of the run against its first segment
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
         state = snapshot.training if snapshot else TrainingState()
         origin = None
         if snapshot:
-            check_position(config, stream, snapshot)
+            check_position(stream, snapshot.stream, state)
         else:
             enter("setting the first weights", part="load_checkpoint")
             origin = init_weights(config, engine, corpus.manifest.tokenizer_hash)
-            for note in (*(f"mixture: {note}" for note in plan.notes), *(origin.notes if origin else ())):
+            for note in (*(f"mixture: {note}" for note in stream.notes), *(origin.notes if origin else ())):
                 console.note(note)
         enter("opening the records", part="records")
         accounts = accounts_of_attempt(config, process, state, clock)
@@ -104,7 +101,8 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         if origin:
             said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
             metrics.event("weights_from", 0, "; ".join(origin.notes), **said)
-        loader = stack.enter_context(build_loader(config, stream, engine, state.batches))
+        ranks = {"data_parallel_rank": engine.data_parallel_rank, "data_parallel_size": engine.data_parallel_size}
+        loader = stack.enter_context(build_loader(config, stream, state.batches, **ranks))
         run = Run(
             run_dir=Path(config.run_dir),
             engine=engine,
@@ -116,7 +114,7 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
                 schedule=config.schedule,
             ),
             num_steps=config.training.num_steps,
-            tokens_per_step=config.tokens_per_step,
+            batch_tokens=stream.batch_tokens,
             metrics=metrics,
             console=console,
             state=state,
@@ -176,17 +174,6 @@ def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Proces
         dist.barrier()
         # After an error nobody waits for partners: leaving the group may need them, and they may hang in a collective.
         distributed.destroy_process_group()
-
-
-def build_stream(config: RunConfig, corpus: Corpus, plan: QuotaPlan) -> TokenStream:
-    """The token stream of the whole run: a function of corpus, shares and seed only."""
-    return TokenStream(
-        corpus,
-        plan.mixture(),
-        config.data.sequence_length,
-        config.seed,
-        shuffle_block_tokens=config.data.shuffle_block_tokens,
-    )
 
 
 def build_engine(config: RunConfig, device: torch.device) -> Engine:
@@ -274,19 +261,6 @@ def leave_abandoned_future(config: RunConfig, step: int, process: Process, conso
     dist.barrier()
 
 
-def check_position(config: RunConfig, stream: TokenStream, snapshot: RunSnapshot) -> None:
-    """The saved data position belongs to this stream and to the saved step and discarded batches."""
-    size, state = config.training.global_batch_size, snapshot.training
-    position = stream.check_state(snapshot.stream, discarded_sequences=state.discarded_batches * size)
-    expected = state.batches * size
-    if position != expected:
-        discarded = f" and {state.discarded_batches} discarded batches" if state.discarded_batches else ""
-        raise UserError(
-            f"training.global_batch_size={size}: step {state.step}{discarded} would stand at sequence {expected}, the "
-            f"checkpoint stands at {position}; use the batch size of the run"
-        )
-
-
 def restored_history(config: RunConfig, snapshot: RunSnapshot | None) -> StepHistory:
     """What the checkpoint knows about the last steps, or nothing yet."""
     length = config.guards.history_steps
@@ -328,23 +302,6 @@ def logger_run_ids(config: RunConfig, snapshot: RunSnapshot | None) -> dict[str,
     return {"wandb": stable_wandb_id(Path(config.run_dir), saved)}
 
 
-def build_loader(config: RunConfig, stream: TokenStream, engine: Engine, first_batch: int) -> StreamLoader:
-    """This rank's micro-batches from `first_batch` on, read ahead by a thread.
-
-    Without end: nobody knows how many batches will be discarded. The plan covers `training.num_steps` of them.
-    """
-    return StreamLoader(
-        stream,
-        start_step=first_batch,
-        num_steps=None,
-        global_batch_size=config.training.global_batch_size,
-        micro_batch_size=config.training.micro_batch_size,
-        data_parallel_rank=engine.data_parallel_rank,
-        data_parallel_size=engine.data_parallel_size,
-        prefetch_steps=config.data.prefetch_steps,
-    )
-
-
 def build_agreement(config: RunConfig, requests: StopRequests, engine: Engine, process: Process) -> StopAgreement:
     """Who asks whether to stop; the clock that counts is rank 0's."""
     limit = config.training.time_limit_minutes
@@ -355,7 +312,7 @@ def build_agreement(config: RunConfig, requests: StopRequests, engine: Engine, p
 def build_hooks(
     config: RunConfig,
     corpus: Corpus,
-    stream: TokenStream,
+    stream: SegmentedStream,
     engine: Engine,
     process: Process,
     console: Console,
@@ -376,13 +333,14 @@ def build_hooks(
     saving = CheckpointHook(
         config.checkpoint,
         process.device,
-        stream_state=lambda batches: stream.state(batches * config.training.global_batch_size),
+        stream_state=stream.state,
         options=result_options(config),
         logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
     )
     return [
         BadStepHook(config.guards, last_saved=saving.last_saved, load=lambda: resume(config, engine, process, console)),
-        LogHook(config.model, process.device, every_steps=config.logging.every_steps),
+        ConsumptionHook(stream.names_of),
+        LogHook(config.model, process.device, every_steps=config.logging.every_steps, kinds=stream.kinds),
         *slow_rank_hooks(config, process.world_size),
         EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
         TelemetryHook(

@@ -27,6 +27,7 @@ class SourceKind(enum.Enum):
 
     folder = "folder"
     archive = "archive"
+    git = "git"
     jsonl = "jsonl"
     parquet = "parquet"
     huggingface = "huggingface"
@@ -34,7 +35,15 @@ class SourceKind(enum.Enum):
     environment_text = "environment_text"
 
 
-_NEEDS_PATH = (SourceKind.folder, SourceKind.archive, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
+_NEEDS_PATH = (
+    SourceKind.folder, SourceKind.archive, SourceKind.git, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
+
+
+class Packing(enum.Enum):
+    """What becomes one document of the corpus."""
+
+    file = "file"
+    repository = "repository"  # the files of a repository, one after the other, for long sequences
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,11 +51,13 @@ class SourceConfig:
     """One source of a build.
 
     name: for the ledger, and the name of its text in the mixture. path: a folder; for archive, jsonl and parquet a file
-    or a folder of them (.zip, .tar[.gz|.zst], .tgz, .jsonl[.gz|.zst], .parquet); for huggingface `owner/name`,
+    or a folder of them (.zip, .tar[.gz|.zst], .tgz, .jsonl[.gz|.zst], .parquet); for git a folder of checkouts and
+    bare repositories; for huggingface `owner/name`,
     `owner/name:subset` or the folder of `save_to_disk`. text_field, language_field, name_field: columns of a row
     (name_field holds its file name; empty: none). split: of a Hugging Face dataset. language: of everything in the
-    source (empty: by field or file name; rows without either are plain text). max_bytes: stop after so many bytes of
-    text (None: read all).
+    source (empty: by field or file name; rows without either are plain text). packing: repository puts the files of a
+    repository together: of git, of a folder with one folder for each repository, or of rows that follow each other and
+    have the same repository_field. max_bytes: stop after so many bytes of text (None: read all).
     """
 
     name: str
@@ -57,6 +68,8 @@ class SourceConfig:
     language: str = ""
     language_field: str = ""
     name_field: str = ""
+    packing: Packing = Packing.file
+    repository_field: str = ""
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,10 +78,22 @@ class SourceConfig:
             raise DataError(f"{option}: name must be lower-case letters and digits, joined by '-'")
         if self.kind in _NEEDS_PATH and not self.path:
             raise DataError(f"{option}: kind {self.kind.name} needs a path")
+        if self.packing is Packing.repository:
+            self._check_repositories(option)
         if self.language:
             self.language = languages.require_language(self.language, f"{option}: language")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise DataError(f"{option}: max_bytes={self.max_bytes}; must be >= 1, or null for no limit")
+
+
+    def _check_repositories(self, option: str) -> None:
+        if self.kind in (SourceKind.git, SourceKind.folder):
+            return
+        rows = self.kind in (SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
+        if not rows or not self.repository_field or not self.name_field:
+            raise DataError(
+                f"{option}: packing=repository needs kind git or folder, or rows with repository_field and name_field"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -21,7 +21,7 @@ RESULT_CHANGING = {
     "optimizer": "every update",
     "schedule": "the learning rate of every step",
     "training.num_steps": "the schedule's length, hence the learning rate of every step",
-    "training.global_batch_size": "which sequences a step sees",
+    "training.global_batch_size": "how many sequences a step sees",
     "training.precision": "the arithmetic of every step",
     "guards.nonfinite": "which steps are kept",
     "guards.spike": "which steps are kept",
@@ -57,8 +57,8 @@ FREE_TO_CHANGE = {
     "launch": "how processes start",
 }
 
-# Options that `accept_config_changes` cannot accept: the saved position belongs to a token stream made from them, and
-# the saved tensors to a model of these sizes.
+# Options that `accept_config_changes` cannot accept: the saved tensors belong to a model of these sizes, and the first
+# weights and the order of all tokens to this seed.
 NEVER_ACCEPTED = (
     "model.hidden_size",
     "model.intermediate_size",
@@ -70,13 +70,18 @@ NEVER_ACCEPTED = (
     "model.gate_input",
     "model.tie_embeddings",
     "seed",
-    "data.sequence_length",
-    "data.text_share",
-    "data.shares",
-    "data.max_repeats",
-    "data.shuffle_block_tokens",
-    "training.num_steps",
-    "training.global_batch_size",
+)
+
+# Options that make the token stream. Accepted, they still must leave the tokens that were read as they are, which the
+# checkpoint's data position knows (data_pipeline/segments.py).
+STREAM_OPTIONS = ("data", "training.num_steps", "training.global_batch_size")
+
+
+_NOTHING = (None, {}, [])  # an option that one side lacks and the other leaves empty does not differ
+
+SEGMENTS_HINT = (
+    "what was read stays as it was when data that changes later is appended to data.segments, as in "
+    "'data.segments=[{from_batch: 1000, shares: {python: 0.5}}]' (docs/data.md)"
 )
 
 
@@ -89,7 +94,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str
     """`changed_keys` of two flat mappings, one of them perhaps from a checkpoint (`result_options`)."""
     keys = list(dict.fromkeys([*before, *after]))
     differing = [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
-    return [change for change in differing if not (change[1] in (None, {}) and change[2] in (None, {}))]
+    return [change for change in differing if not (change[1] in _NOTHING and change[2] in _NOTHING)]
 
 
 def changes_result(key: str) -> bool:
@@ -124,8 +129,11 @@ def refuse_changes(where: str, changes: list[tuple[str, Any, Any]], *, accepted:
         return
     shown = ", ".join(f"{key} {before} -> {after}" for key, before, after in shown_changes)
     accept = "" if final else "continue with accept_config_changes=true, "
+    stream = any(_lies_in(change[0], STREAM_OPTIONS) for change in shown_changes)
+    segments = f"; {SEGMENTS_HINT}" if stream and not final else ""
     raise UserError(
         f"{where}: holds a run with other options: {shown}; start over with fresh=true, {accept}or give another run_dir"
+        f"{segments}"
     )
 
 

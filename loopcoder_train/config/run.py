@@ -12,6 +12,7 @@ from loopcoder_train.config.launch import LaunchConfig, check_processes
 from loopcoder_train.config.model import ModelConfig
 from loopcoder_train.config.optimizer import OptimizerConfig, ScheduleConfig
 from loopcoder_train.config.parallel import ParallelConfig
+from loopcoder_train.config.segments import RunSegment, run_segments
 from loopcoder_train.config.training import ActivationCheckpointing, TrainingConfig
 
 
@@ -126,18 +127,20 @@ class RunConfig:
         require(bool(self.run_dir), "run_dir", repr(self.run_dir), "must name a folder")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         self._check_dry_run()
-        self._check_batch()
         self._check_tensor_parallel()
         self._check_engine()
-        self._check_pipeline()
-        self._check_context()
+        self._check_stages()
         check_processes(self.launch, self.parallel)
-        require(
-            self.data.sequence_length <= self.model.max_position_embeddings,
-            "data.sequence_length",
-            self.data.sequence_length,
-            f"must not exceed model.max_position_embeddings={self.model.max_position_embeddings}",
-        )
+        for segment in self.segments:
+            self._check_batch(segment)
+            self._check_pipeline(segment)
+            self._check_context(segment)
+            require(
+                segment.sequence_length <= self.model.max_position_embeddings,
+                segment.options["sequence_length"],
+                segment.sequence_length,
+                f"must not exceed model.max_position_embeddings={self.model.max_position_embeddings}",
+            )
 
     def _check_dry_run(self) -> None:
         require(
@@ -155,14 +158,14 @@ class RunConfig:
             f"must lie in 0..{ranks - 1}" if self.dry_run is not None else "needs dry_run=RANKS",
         )
 
-    def _check_batch(self) -> None:
-        unit = self.training.micro_batch_size * self.parallel.data_parallel_size
+    def _check_batch(self, segment: RunSegment) -> None:
+        unit, size = self.training.micro_batch_size * self.parallel.data_parallel_size, segment.global_batch_size
         require(
-            self.training.global_batch_size % unit == 0,
-            "training.global_batch_size",
-            self.training.global_batch_size,
+            size % unit == 0,
+            segment.options["global_batch_size"],
+            size,
             f"must be a multiple of training.micro_batch_size * parallel.data_parallel_size = {unit}",
-            f"try {max(1, self.training.global_batch_size // unit) * unit}",
+            f"try {max(1, size // unit) * unit}",
         )
 
     def _check_tensor_parallel(self) -> None:
@@ -191,8 +194,8 @@ class RunConfig:
             "use engine=megatron",
         )
 
-    def _check_pipeline(self) -> None:
-        stages, loops = self.parallel.pipeline_parallel_size, self.model.num_loops
+    def _check_stages(self) -> None:
+        stages = self.parallel.pipeline_parallel_size
         require(
             stages <= self.model.num_layers,
             "parallel.pipeline_parallel_size",
@@ -200,24 +203,27 @@ class RunConfig:
             f"must not exceed model.num_layers={self.model.num_layers}: every stage needs a layer",
             f"try {self.model.num_layers}",
         )
+
+    def _check_pipeline(self, segment: RunSegment) -> None:
+        stages, loops = self.parallel.pipeline_parallel_size, self.model.num_loops
         if stages == 1 or loops == 1:
             return
         unit = self.training.micro_batch_size * self.parallel.data_parallel_size * stages
         require(
-            self.training.global_batch_size % unit == 0,
-            "training.global_batch_size",
-            self.training.global_batch_size,
+            segment.global_batch_size % unit == 0,
+            segment.options["global_batch_size"],
+            segment.global_batch_size,
             "must be a multiple of training.micro_batch_size * parallel.data_parallel_size * "
             f"parallel.pipeline_parallel_size = {unit}: the {loops} loops take turns on the {stages} stages",
-            f"try {-(-self.training.global_batch_size // unit) * unit}",
+            f"try {-(-segment.global_batch_size // unit) * unit}",
         )
 
-    def _check_context(self) -> None:
-        parallel, length = self.parallel, self.data.sequence_length
+    def _check_context(self, segment: RunSegment) -> None:
+        parallel, length = self.parallel, segment.sequence_length
         ranks, parts = parallel.context_parallel_size, parallel.sequence_parts
         require(
             length % parts == 0,
-            "data.sequence_length",
+            segment.options["sequence_length"],
             length,
             f"must be divisible by {parts}"
             + (f", two chunks for each of parallel.context_parallel_size={ranks}" if ranks > 1 else "")
@@ -234,23 +240,35 @@ class RunConfig:
                 False,
                 "model.window_left",
                 self.model.window_left,
-                f"must fit into a chunk: data.sequence_length / (2 * parallel.context_parallel_size) = {chunk}",
-                f"try parallel.context_parallel_size={self._most_context_ranks()}",
+                f"must fit into a chunk: {segment.options['sequence_length']} / (2 * parallel.context_parallel_size) = "
+                f"{chunk}",
+                f"try parallel.context_parallel_size={self._most_context_ranks(length)}",
             )
 
-    def _most_context_ranks(self) -> int:
-        """The most context ranks whose chunks hold a window."""
+    def _most_context_ranks(self, length: int) -> int:
+        """The most context ranks whose chunks of sequences of `length` tokens hold a window."""
         parts_per_rank = self.parallel.sequence_parts // self.parallel.context_parallel_size
-        most = self.data.sequence_length // (2 * self.model.window_left)
-        fitting = (ranks for ranks in range(most, 1, -1) if self.data.sequence_length % (parts_per_rank * ranks) == 0)
+        most = length // (2 * self.model.window_left)
+        fitting = (ranks for ranks in range(most, 1, -1) if length % (parts_per_rank * ranks) == 0)
         return next(fitting, 1)
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens (positions) per optimizer step."""
-        return self.training.global_batch_size * self.data.sequence_length
+    def segments(self) -> list[RunSegment]:
+        """What the run reads, from batch to batch; one segment unless `data.segments` has more."""
+        return run_segments(self.data, self.training)
+
+    @property
+    def longest_segment(self) -> RunSegment:
+        """The segment whose steps need most memory: the longest sequences, then the largest batches."""
+        return max(self.segments, key=lambda segment: (segment.sequence_length, segment.global_batch_size))
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the whole run; the schedule's length."""
-        return self.training.num_steps * self.tokens_per_step
+        """Tokens (positions) of the whole run, if no batch is discarded; the schedule's length."""
+        return sum(count * segment.batch_tokens for segment, count in self.steps_of_segments())
+
+    def steps_of_segments(self) -> list[tuple[RunSegment, int]]:
+        """Every segment with the number of steps that are made in it, if no batch is discarded."""
+        segments = self.segments
+        ends = [*(segment.first_batch for segment in segments[1:]), self.training.num_steps]
+        return [(segment, end - segment.first_batch) for segment, end in zip(segments, ends, strict=True)]

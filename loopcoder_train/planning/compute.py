@@ -27,10 +27,17 @@ def row_pairs(model: ModelConfig, rows: int, sequence_length: int) -> AttentionP
     return pairs_of_lengths(np.full(rows, sequence_length), model.window_left)
 
 
-def training_flops_per_token(config: RunConfig) -> float:
+def training_flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     """Forward and backward model FLOPs of a token; the mean over a row."""
-    length = config.data.sequence_length
-    return training_flops(config.model, length, row_pairs(config.model, 1, length)) / length
+    return training_flops(model, sequence_length, row_pairs(model, 1, sequence_length)) / sequence_length
+
+
+def run_flops(config: RunConfig) -> float:
+    """Forward and backward model FLOPs of the whole run, segment by segment."""
+    return sum(
+        steps * segment.batch_tokens * training_flops_per_token(config.model, segment.sequence_length)
+        for segment, steps in config.steps_of_segments()
+    )
 
 
 def part_flops(rank: Rank) -> PartFlops:

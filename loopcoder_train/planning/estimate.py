@@ -11,7 +11,7 @@ An estimate to put layouts in order, never measured on GPUs by this project:
 from dataclasses import dataclass
 
 from loopcoder_train.config.plan import PlanOptions
-from loopcoder_train.planning.compute import pass_flops, training_flops_per_token
+from loopcoder_train.planning.compute import pass_flops, run_flops, training_flops_per_token
 from loopcoder_train.planning.rank import Rank
 from loopcoder_train.planning.schedule import UnitCosts, extrapolated_step_seconds
 from loopcoder_train.planning.traffic import Traffic, step_traffic
@@ -33,17 +33,17 @@ class StepEstimate:
 class RunLength:
     """The run at the MFU that was given."""
 
-    gflop_per_token: float
+    gflop_per_token: float  # the mean over the run's segments
     tokens_per_day: float
     days: float  # for target_tokens
     gpu_days: float
-    run_tokens: int  # training.num_steps * tokens per step
+    run_tokens: int
     run_days: float
 
 
 def run_length(options: PlanOptions) -> RunLength:
     """Tokens per day = GPUs * peak * MFU / FLOPs per token."""
-    flops = training_flops_per_token(options)
+    flops = run_flops(options) / options.total_tokens
     gpus = options.parallel.world_size
     per_day = gpus * options.peak_tflops * 1e12 * options.mfu / flops * SECONDS_PER_DAY
     days = options.target_tokens / per_day
@@ -65,7 +65,7 @@ def compute_costs(options: PlanOptions, rank: Rank) -> UnitCosts:
 
 
 def estimate_step(options: PlanOptions, ranks: list[Rank]) -> StepEstimate:
-    """The step of a layout, from one rank of every stage."""
+    """A step of the longest sequences in a layout, from one rank of every stage."""
     plain = [compute_costs(options, rank) for rank in ranks]
     traffic = [step_traffic(rank) for rank in ranks]
     exchange = [_exchange_seconds(options, *pair) for pair in zip(ranks, traffic, strict=True)]
@@ -76,7 +76,8 @@ def estimate_step(options: PlanOptions, ranks: list[Rank]) -> StepEstimate:
     useful = max(own + seconds for own, seconds in zip(busy, exchange, strict=True))
     after = max(_after_seconds(options, *triple) for triple in zip(ranks, traffic, stretched, strict=True))
     seconds = schedule + after
-    flops = training_flops_per_token(options) * options.tokens_per_step
+    segment = options.longest_segment
+    flops = training_flops_per_token(options.model, segment.sequence_length) * segment.batch_tokens
     return StepEstimate(
         seconds=seconds,
         idle_over_useful=max(0.0, schedule / useful - 1),  # rounding

@@ -167,8 +167,12 @@ class Rank:
 
 
 def ranks_of(config: RunConfig) -> list[Rank]:
-    """One rank of every pipeline stage of a run, first to last; the others of a stage are like it."""
+    """One rank of every pipeline stage of a run, first to last; the others of a stage are like it.
+
+    Of a run of several segments: in the one with the longest sequences.
+    """
     parallel, training, layers = config.parallel, config.training, config.model.num_layers
+    segment = config.longest_segment
     spans = [parallel.layers_of_stage(layers, stage) for stage in range(parallel.pipeline_parallel_size)]
     return [
         Rank(
@@ -185,8 +189,8 @@ def ranks_of(config: RunConfig) -> list[Rank]:
             stage=stage,
             num_layers=stop - first,
             micro_batch_size=training.micro_batch_size,
-            sequence_length=config.data.sequence_length,
-            micro_batches=training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size),
+            sequence_length=segment.sequence_length,
+            micro_batches=segment.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size),
         )
         for stage, (first, stop) in enumerate(spans)
     ]

@@ -42,16 +42,18 @@ def plan_text(options: PlanOptions, plan: Plan) -> str:
 
 def _header(options: PlanOptions, plan: Plan) -> str:
     model, training, parallel = options.model, options.training, options.parallel
-    count = options.training.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
+    segment = options.longest_segment
+    count = segment.global_batch_size // (training.micro_batch_size * parallel.data_parallel_size)
+    longest = " (the longest segment's)" if options.data.segments else ""
     kernels = plan_kernels(options.kernels, training.device, training.precision)
     where = "CUDA kernels" if kernels.on_cuda else "CPU kernels"
     return "\n".join(
         [
             f"{_billions(plan.parameters.total)} parameters, R = {model.num_loops}, {model.num_layers} layers, "
-            f"sequences of {options.data.sequence_length:,} tokens",
+            f"sequences of {segment.sequence_length:,} tokens{longest}",
             layout_line(options),
             f"{training.precision.value}, recomputation: {training.activation_checkpointing.value}, {where}",
-            f"{options.tokens_per_step:,} tokens per step: {count:,} micro-batch{'es' * (count > 1)} of "
+            f"{segment.batch_tokens:,} tokens per step: {count:,} micro-batch{'es' * (count > 1)} of "
             f"{training.micro_batch_size} on every data-parallel rank",
         ]
     )

@@ -129,7 +129,7 @@ def divisors(number: int, most: int) -> list[int]:
 
 def micro_batch_sizes(options: PlanOptions, parallel: ParallelConfig) -> Iterator[int]:
     """1, 2, 4, ... as far as a rank's share of the global batch goes."""
-    share = options.training.global_batch_size // parallel.data_parallel_size
+    share = options.longest_segment.global_batch_size // parallel.data_parallel_size
     size = 1
     while size <= min(share, MOST_MICRO_BATCH):
         yield size

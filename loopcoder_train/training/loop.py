@@ -44,7 +44,7 @@ class Run:
     data: Iterator[Sequence[NumpyBatch]]  # this rank's micro-batches, batch by batch, from `state.batches` on
     learning_rate: Callable[[int], float]  # of the tokens trained at the end of a step
     num_steps: int
-    tokens_per_step: int  # positions of the global batch
+    batch_tokens: Callable[[int], int]  # positions of a global batch, by its number in the stream
     metrics: Metrics = field(default_factory=Metrics)  # writes on rank 0, does nothing elsewhere
     console: Console = field(default_factory=Console)  # likewise
     state: TrainingState = field(default_factory=TrainingState)
@@ -116,10 +116,10 @@ def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
     """The next batch, its learning rate, one optimizer step if every hook accepts it; advances `run.state`."""
     started = time.perf_counter()
     enter(f"step {run.state.step + 1}, waiting for data", part="first_batch")
-    batches = next(run.data)
+    batches, tokens = next(run.data), run.batch_tokens(run.state.batches)
     arrived = time.perf_counter()
     enter(f"step {run.state.step + 1}, forward, backward and update", part="first_step")
-    learning_rate = run.learning_rate(run.state.tokens + run.tokens_per_step)
+    learning_rate = run.learning_rate(run.state.tokens + tokens)
     result = run.engine.train_step(
         [to_micro_batch(batch) for batch in batches],
         learning_rate,
@@ -131,7 +131,7 @@ def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
     if result.updated:
         run.state.kept_seconds += seconds
         run.state.step += 1
-        run.state.tokens += run.tokens_per_step
+        run.state.tokens += tokens
         run.state.supervised_tokens += result.supervised_tokens
     else:
         run.state.discarded_batches += 1
@@ -142,7 +142,7 @@ def train_one_step(run: Run, hooks: Sequence[Hook]) -> Step:
         loss=result.loss,
         grad_norm=result.grad_norm,
         supervised_tokens=result.supervised_tokens,
-        tokens=run.tokens_per_step,
+        tokens=tokens,
         batches=batches,
         data_wait_seconds=arrived - started,
         seconds=seconds,

@@ -1,6 +1,7 @@
 """Where a run stands: the few numbers that are not tensors and not the engine's or the stream's."""
 
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -14,6 +15,7 @@ class TrainingState:
     step: int = 0  # optimizer steps done that these weights are made of
     tokens: int = 0  # positions trained, padding and document ends included
     supervised_tokens: int = 0  # positions that had a label
+    source_tokens: dict[str, int] = field(default_factory=dict)  # `tokens` by source, as read (training/consumption.py)
     discarded_batches: int = 0  # read, and no part of these weights: bad steps, and steps that were undone
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
@@ -34,17 +36,18 @@ class TrainingState:
         return replace(
             saved,
             attempt=self.attempt,
+            source_tokens=dict(saved.source_tokens),
             discarded_batches=discarded,
             evaluation_owed=False,
             running_seconds=self.running_seconds,
             first_began=self.first_began,
         )
 
-    def to_json(self) -> dict[str, int | float | bool | None]:
-        """A flat JSON object that :meth:`from_json` reads back."""
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that :meth:`from_json` reads back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, int | float | bool | None]) -> "TrainingState":
+    def from_json(cls, values: dict[str, Any]) -> "TrainingState":
         """The state saved by :meth:`to_json`; an unknown key is a TypeError, a missing one has its first value."""
         return cls(**values)

@@ -119,7 +119,7 @@ def _stage(config: RunConfig, mesh: Mesh) -> Stage:
 
 def _run_passes(config: RunConfig, stage: Stage) -> tuple[int, int, int]:
     """A step's schedule over one micro-batch per stage, forward and backward; returns the shape of a message."""
-    rows, length, mesh = config.training.micro_batch_size, config.data.sequence_length, stage.mesh
+    rows, length, mesh = config.training.micro_batch_size, config.longest_segment.sequence_length, stage.mesh
     inner = length // mesh.context.size()
     shape = (inner // mesh.row_parts, rows, config.model.hidden_size)
 

@@ -37,12 +37,16 @@ def _split(folder: Path, name: str, ids: np.ndarray, vocab_size: int, shard_toke
 
 @pytest.fixture
 def make_corpus(tmp_path):
-    """make_corpus({name: (kind, document lengths)}, ...) -> an open Corpus; ids of a source start at 1."""
+    """make_corpus({name: (kind, document lengths)}, ...) -> an open Corpus; ids of a source start at 1.
+
+    variants: {name: [document lengths of variant 1, of variant 2 ...]}; ids of variant v start at 1000 * v.
+    """
 
     def make(
         sources: dict[str, tuple[str, list[int]]],
         *,
         heldout: list[int] | None = None,
+        variants: dict[str, list[list[int]]] | None = None,
         vocab_size: int = 60_000,
         shard_tokens: int = 100,
         folder: str = "corpus",
@@ -56,7 +60,11 @@ def make_corpus(tmp_path):
             held = SplitInfo()
             if heldout:
                 held = _split(directory, f"{name}/heldout", _documents(1, heldout), vocab_size, shard_tokens)
-            infos.append(SourceInfo(name=name, kind=kind, language=name, train=train, heldout=held))
+            further = [
+                _split(directory, f"{name}/variant{v}", _documents(1000 * v, lengths), vocab_size, shard_tokens)
+                for v, lengths in enumerate((variants or {}).get(name, ()), start=1)
+            ]
+            infos.append(SourceInfo(name=name, kind=kind, language=name, train=train, heldout=held, variants=further))
         Manifest(
             sources=infos,
             tokenizer_hash=canonical_json_hash(TOKENIZER_JSON, Path("t")),

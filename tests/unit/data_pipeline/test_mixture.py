@@ -113,6 +113,64 @@ def test_eighteen_trillion_tokens_need_no_tables():
     assert peak < 5_000_000
 
 
+@st.composite
+def large_mixtures(draw):
+    """2..1000 sources, up to 2^63 sequences: long tails, equal sizes, and anything between."""
+    count = draw(st.integers(2, 1000))
+    num_text = draw(st.integers(1, count - 1))
+    total = draw(st.integers(count, 1 << 63))
+    slope = draw(st.sampled_from([0.0, 0.5, 1.1, 3.0, 12.0]))
+    noise = random.Random(draw(st.integers(0, 2**32)))
+    quotas = []
+    for size in (num_text, count - num_text):
+        weights = [noise.random() / rank**slope for rank in range(1, size + 1)]
+        side = [max(1, int(total // 2 * (weight / sum(weights)))) for weight in weights]
+        quotas.append(side)
+    return mixture(*quotas)
+
+
+def check_promises(mix: Mixture, prefixes: list[int]) -> None:
+    """Promises 1 and 2 at some prefixes: shares, exact counts, and lookup as the inverse of count."""
+    text = [i for i, kind in enumerate(mix.kinds) if kind == "text"]
+    for prefix in prefixes:
+        counts = mix.counts(prefix)
+        assert sum(counts) == prefix
+        worst = max(abs(c * mix.total - prefix * q) for c, q in zip(counts, mix.quotas, strict=True))
+        assert worst <= MAX_DEVIATION * mix.total
+        root = sum(counts[i] for i in text) * mix.total - prefix * sum(mix.quotas[i] for i in text)
+        assert 2 * abs(root) <= mix.total
+        source, index = mix.lookup(prefix)
+        assert index == counts[source] == mix.count(source, prefix)
+        assert mix.count(source, prefix + 1) == index + 1
+    assert mix.counts(mix.total) == mix.quotas
+
+
+@given(large_mixtures(), st.lists(st.floats(0, 1), min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_promises_for_a_thousand_sources_and_positions_of_63_bits(mix, places):
+    check_promises(mix, [min(mix.total - 1, int(place * mix.total)) for place in places])
+
+
+@pytest.mark.exhaustive
+@given(large_mixtures(), st.lists(st.floats(0, 1), min_size=1, max_size=40))
+@settings(max_examples=3000, deadline=None)
+def test_promises_for_many_more(mix, places):
+    check_promises(mix, [min(mix.total - 1, int(place * mix.total)) for place in places])
+
+
+def test_a_whole_sequence_of_deviation_does_occur():
+    """A bound that nothing comes near would test little: Fibonacci weights make the deepest tree."""
+    fibonacci = [1, 1]
+    while len(fibonacci) < 24:
+        fibonacci.append(sum(fibonacci[-2:]))
+    mix = mixture([sum(fibonacci)], fibonacci)
+    worst = 0
+    for prefix in range(0, mix.total, 7):
+        deviations = [abs(c * mix.total - prefix * q) for c, q in zip(mix.counts(prefix), mix.quotas, strict=True)]
+        worst = max(worst, max(deviations))
+    assert Fraction(9, 10) < Fraction(worst, mix.total) <= MAX_DEVIATION
+
+
 def test_equal_mixtures_have_equal_hashes_and_others_do_not():
     assert mixture([3], [4, 5]).content_hash == mixture([3], [4, 5]).content_hash
     assert mixture([3], [4, 5]).content_hash != mixture([3], [5, 4]).content_hash

@@ -52,6 +52,55 @@ def test_images_are_uniform_and_uncorrelated(size):
     assert neighbours.sum() <= 12  # expected: 2 * count / size <= 2
 
 
+def assert_looks_random(size: int, images: np.ndarray) -> None:
+    """Images of successive indices: uniform in their high and low bits, in pairs, and serially uncorrelated."""
+    count = len(images)
+    share = images.astype(np.float64) / size
+    assert _chi_square(np.histogram(share, bins=256, range=(0, 1))[0]) < 5
+    assert _chi_square(np.bincount((images % np.uint64(64)).astype(int), minlength=64)) < 5
+    pairs = (share[:-1:2] * 16).astype(int) * 16 + (share[1::2] * 16).astype(int)
+    assert _chi_square(np.bincount(pairs, minlength=256)) < 5
+    for lag in (1, 2, 3, 5, 7, 16, 64, 255, 256, 1024, 4096):
+        assert abs(np.corrcoef(share[:-lag], share[lag:])[0, 1]) < 5 / np.sqrt(count - lag), lag
+    steps = np.diff(share) % 1
+    assert _chi_square(np.histogram(steps, bins=256, range=(0, 1))[0]) < 5
+    rises = int((np.diff(share) > 0).sum())  # of a random order: (count - 1) / 2, variance (count + 1) / 12
+    assert abs(rises - (count - 1) / 2) < 5 * np.sqrt((count + 1) / 12)
+
+
+def _chi_square(histogram: np.ndarray) -> float:
+    """How many standard deviations the chi-square statistic lies above its mean, for equal expectations."""
+    expected = histogram.sum() / len(histogram)
+    freedom = len(histogram) - 1
+    return (((histogram - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+SIZES = [10_000, 1_000_000, 2**32 + 12_345, 4_394_531_250, 2**63]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_orders_pass_the_tests_of_random_ones(size):
+    count = min(size, 200_000)
+    for start in {0, (size - count) // 2}:
+        indices = np.uint64(start) + np.arange(count, dtype=np.uint64)
+        assert_looks_random(size, make(size, seed=7).many(indices))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("seed", range(20))
+def test_orders_of_many_seeds_pass_the_tests_of_random_ones(size, seed):
+    count = min(size, 2_000_000)
+    assert_looks_random(size, make(size, seed=seed, epoch=seed % 3).many(np.arange(count, dtype=np.uint64)))
+
+
+def test_a_plain_multiplicative_order_fails_them():
+    """The tests can fail: an affine order, which is a bijection too, is caught."""
+    size = 1_000_003
+    with pytest.raises(AssertionError):
+        assert_looks_random(size, (np.arange(200_000, dtype=np.uint64) * np.uint64(7919)) % np.uint64(size))
+
+
 @pytest.mark.parametrize("size", [2, 3, 5, 12])
 def test_small_domains_reach_every_place_equally(size):
     # Where index 0 goes over 3000 keys: each place 3000 / size times, within 6 standard deviations.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data_pipeline.mixture import Mixture
+from data_pipeline.segments import one_segment
 from data_pipeline.stream import TokenStream
 from loopcoder_train.checkpoint import find_checkpoint
 from loopcoder_train.config import (
@@ -61,9 +62,8 @@ def trained(tmp_path_factory):
     run_dir.mkdir()
     write_run_config(config, run_dir / "run.yaml")
     quotas = [STEPS * BATCH // 4, STEPS * BATCH // 4, STEPS * BATCH // 2, 0]
-    stream = TokenStream(
-        corpus, Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas), S, 0, shuffle_block_tokens=16
-    )
+    mixture = Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas)
+    stream = one_segment(TokenStream(corpus, mixture, S, 0, shuffle_block_tokens=16), BATCH)
     engine = PlainEngine(config, CPU)
     hooks = [
         LogHook(config.model, CPU, every_steps=1),
@@ -71,12 +71,12 @@ def trained(tmp_path_factory):
         CheckpointHook(
             CheckpointConfig(every_steps=3),
             CPU,
-            stream_state=lambda batches: stream.state(batches * BATCH),
+            stream_state=stream.state,
             logger_run_ids={},
             options={},
         ),
     ]
-    data = iter([[stream.read(range(s * BATCH, (s + 1) * BATCH))] for s in range(STEPS)])
+    data = iter([[stream.read(batch)] for batch in range(STEPS)])
     with MetricsWriter(run_dir / METRICS_FILE) as metrics:
         run = Run(
             run_dir=run_dir,
@@ -84,7 +84,7 @@ def trained(tmp_path_factory):
             data=data,
             learning_rate=lambda tokens: 5e-3,
             num_steps=STEPS,
-            tokens_per_step=BATCH * S,
+            batch_tokens=stream.batch_tokens,
             metrics=metrics,
         )
         fit(run, hooks)

@@ -47,7 +47,7 @@ def counted(model: ModelConfig, monkeypatch) -> int:
 def test_training_flops_are_torchs(num_loops, window_left, kind, monkeypatch):
     model = small_model(num_loops=num_loops, window_left=window_left, loop_kind=kind)
     options = paper_options(model, sequence_length=LENGTH)
-    planned = ROWS * LENGTH * training_flops_per_token(options)
+    planned = ROWS * LENGTH * training_flops_per_token(options.model, LENGTH)
     assert planned == pytest.approx(counted(model, monkeypatch), rel=0.01)
 
 
@@ -59,7 +59,9 @@ def test_passes_of_all_ranks_are_the_whole(num_loops):
     ranks = ranks_of(options)
     passes = [pass_flops(rank, loop) for rank in ranks for loop in range(1, num_loops + 1)]
     total = 2 * 2 * ranks[0].micro_batches * sum(map(sum, passes))
-    assert total == pytest.approx(training_flops_per_token(options) * options.tokens_per_step)
+    segment = options.longest_segment
+    per_token = training_flops_per_token(options.model, segment.sequence_length)
+    assert total == pytest.approx(per_token * segment.batch_tokens)
 
 
 def test_recomputation_adds_a_forward_pass_of_the_layers():

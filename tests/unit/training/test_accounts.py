@@ -125,7 +125,7 @@ def attempt(run_dir, world, *, num_steps=8, kill_after=None, losses=None, log_ev
             data=slow_data(world, state.batches),
             learning_rate=lambda tokens: 0.05,
             num_steps=num_steps,
-            tokens_per_step=BATCH * SEQUENCE_LENGTH,
+            batch_tokens=lambda batch: BATCH * SEQUENCE_LENGTH,
             metrics=metrics,
             console=console,
             state=state,

@@ -77,7 +77,7 @@ def train(run_dir, *others, engine=None, num_steps=6, every_steps=4, asynchronou
             data=data_from(0),
             learning_rate=lambda tokens: 0.05,
             num_steps=num_steps,
-            tokens_per_step=BATCH * SEQUENCE_LENGTH,
+            batch_tokens=lambda batch: BATCH * SEQUENCE_LENGTH,
             metrics=metrics,
             console=PlainConsole(console),
         )

@@ -65,7 +65,7 @@ def train(run_dir, config, *others, losses=None, kill_after=None, num_steps=12, 
             data=data_from(snapshot.training.batches if snapshot else 0),
             learning_rate=lambda tokens: 1.0 / (10 + tokens / TOKENS_PER_STEP),
             num_steps=num_steps,
-            tokens_per_step=TOKENS_PER_STEP,
+            batch_tokens=lambda batch: TOKENS_PER_STEP,
             metrics=metrics,
         )
         run.history = StepHistory(config.history_steps)
@@ -111,7 +111,7 @@ def without_batches(discarded, count):
         data=iter(data),
         learning_rate=lambda tokens: 1.0 / (10 + tokens / TOKENS_PER_STEP),
         num_steps=len(batches),
-        tokens_per_step=TOKENS_PER_STEP,
+        batch_tokens=lambda batch: TOKENS_PER_STEP,
     )
     fit(run, [])
     return engine
@@ -301,7 +301,9 @@ class OtherRanksEngine(FakeEngine):
 def test_what_any_rank_sees_decides_for_all(tmp_path, loss_elsewhere, made):
     hook = BadStepHook(guards(nonfinite=OnBadStep.stop), last_saved=lambda run: 0, load=lambda: None)
     engine = OtherRanksEngine([loss_elsewhere, 0.5])
-    run = Run(tmp_path, engine, data_from(0), lambda tokens: 0.1, num_steps=1, tokens_per_step=TOKENS_PER_STEP)
+    run = Run(
+        tmp_path, engine, data_from(0), lambda tokens: 0.1, num_steps=1, batch_tokens=lambda batch: TOKENS_PER_STEP
+    )
     if made:
         fit(run, [hook])
         assert list(run.history.losses) == [loss_elsewhere]

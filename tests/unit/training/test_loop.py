@@ -38,7 +38,7 @@ def make_run(run_dir, metrics, engine=None, **options) -> Run:
         run_dir=run_dir,
         engine=engine or FakeEngine(),
         data=data_from(0),
-        tokens_per_step=TOKENS_PER_STEP,
+        batch_tokens=lambda batch: TOKENS_PER_STEP,
         metrics=metrics,
         **{**defaults, **options},
     )

@@ -75,7 +75,7 @@ def train(folder, hook, *, broken_at, num_steps=12, stop_after_step=None):
             data=data_from(0),
             learning_rate=lambda tokens: 0.05,
             num_steps=num_steps,
-            tokens_per_step=BATCH * SEQUENCE_LENGTH,
+            batch_tokens=lambda batch: BATCH * SEQUENCE_LENGTH,
             metrics=metrics,
             stop_after_step=stop_after_step,
         )
@@ -117,7 +117,7 @@ def test_this_ranks_own_two_passes_are_compared(tmp_path):
             self.passes = getattr(self, "passes", 0) + 1
             return self.passes if self.steps == 6 else 0
 
-    run = Run(tmp_path, Flaky(), data_from(0), lambda tokens: 0.05, num_steps=8, tokens_per_step=1)
+    run = Run(tmp_path, Flaky(), data_from(0), lambda tokens: 0.05, num_steps=8, batch_tokens=lambda batch: 1)
     with pytest.raises(SilentCorruptionError, match="at step 6: rank 0"):
         fit(run, [RecomputeHook(2)])
 
@@ -127,6 +127,6 @@ def test_one_process_has_nobody_to_compare_with(tmp_path):
         def replicated_tensors(self):
             raise AssertionError("no fingerprint is needed")
 
-    run = Run(tmp_path, Counting(), data_from(0), lambda tokens: 0.05, num_steps=4, tokens_per_step=1)
+    run = Run(tmp_path, Counting(), data_from(0), lambda tokens: 0.05, num_steps=4, batch_tokens=lambda batch: 1)
     fit(run, [ReplicaHook(1, save_every_steps=1)])
     assert torch.isfinite(run.engine.weight).all()

@@ -50,7 +50,7 @@ def compare(folder, monkeypatch, others, size):
             data=data_from(0),
             learning_rate=lambda tokens: 0.05,
             num_steps=max(others),
-            tokens_per_step=1,
+            batch_tokens=lambda batch: 1,
             metrics=metrics,
             console=PlainConsole(console),
         )
