@@ -147,7 +147,9 @@ def _parse(text: str, where: str) -> LanguageManifest:
     if others or others_share:
         others_share = _positive(others_share, f"{option}: others_share")
     if others_share and not others:
-        raise DataError(f"{option}: others_share={float(others_share):g}, but others lists no language; list some, or 0")
+        raise DataError(
+            f"{option}: others_share={float(others_share):g}, but others lists no language; list some, or 0"
+        )
     return LanguageManifest(
         name=str(fields["name"]),
         languages=tuple(listed),

@@ -2,8 +2,9 @@
 
 The journey: each stage adds to a row when it takes, changes or drops a document. Stages: `read` (a document came out
 of its source), `skipped` (never became one: binary, not UTF-8, too large ...), `capped` (the side was full),
-`filtered`, `duplicate`, `near_duplicate`, `contaminated`, then `train` or `heldout`. `redacted` counts documents that
-were changed, and the bytes that they lost. Every document that was read ends in exactly one row that is not `redacted`:
+`filtered`, `duplicate`, `near_duplicate`, `contaminated`, then `train` or `heldout`. Changes are counted beside these:
+`redacted` documents with the bytes that they lost, `fim` (fill-in-the-middle) documents with their sentinels. Every
+document that was read ends in exactly one row that is no change:
 
     read = capped + filtered + duplicate + near_duplicate + contaminated + train + heldout      (documents)
 
@@ -22,9 +23,12 @@ from data_pipeline.manifest import LEDGER_FILE, write_durably
 
 STAGES = (
     *("skipped", "read", "capped", "filtered", "duplicate", "near_duplicate", "contaminated", "redacted"),
+    "fim",
     *("train", "heldout"),
 )
 """In the order of the graph."""
+CHANGES = ("redacted", "fim")
+"""Stages that change a document and do not drop it; their tokens (sentinels) are counted with `train` too."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,7 +120,7 @@ class Ledger:
         for row in self.rows():
             if row.stage != "skipped":
                 sign = 1 if row.stage == "read" else -1
-                counts[row.source][0] += 0 if row.stage == "redacted" else sign * row.documents
+                counts[row.source][0] += 0 if row.stage in CHANGES else sign * row.documents
                 counts[row.source][1] += sign * row.bytes
         for source, (documents, size) in counts.items():
             if documents or size:

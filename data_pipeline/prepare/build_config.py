@@ -5,17 +5,20 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipeline.encoders import Encoder
 from data_pipeline.errors import DataError
-from data_pipeline.language_manifest import LanguageManifest, load_language_manifest
+from data_pipeline.language_manifest import LanguageManifest, load_manifest
 from data_pipeline.prepare.decontaminate import EvaluationSet
 from data_pipeline.prepare.documents import SourceConfig
 from data_pipeline.prepare.executor_config import ExecutorConfig
 from data_pipeline.prepare.filters import Filters, load_filters
+from data_pipeline.prepare.fim import FimConfig
 from data_pipeline.prepare.near_dedup import MinHasher, NearDedupConfig
+from data_pipeline.prepare.repositories import RepositoryConfig
 from data_pipeline.tokenizer import END_OF_DOCUMENT, MIN_VOCAB_SIZE
 
 # Where a corpus lies and whether it may be replaced does not change what is in it.
-_NOT_CONTENT = ("corpus_dir", "overwrite", "executor")
+_NOT_CONTENT = ("corpus_dir", "overwrite", "executor", "encoder")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,6 +45,10 @@ class BuildConfig:
     heldout_fraction: float = 0.01  # of the bytes of each language or text collection
     min_heldout_documents: int = 8  # of each; never more than a tenth of it
     max_heldout_overlap: float = 0.3  # share of a held-out document that training may contain
+    encoder: Encoder = Encoder.gigatoken  # the same ids either way; huggingface is the slower reference
+    fim: FimConfig = field(default_factory=lambda: FimConfig(rate=0.0))  # fill-in-the-middle
+    variants: int = 1  # of every source with fill-in-the-middle, for its epochs
+    repositories: RepositoryConfig = field(default_factory=RepositoryConfig)  # of sources with packing=repository
     min_source_bytes: int = 200_000  # smaller languages are grouped as code-other
     block_tokens: int = 4096  # one checksum each
     shard_tokens: int = 1 << 27
@@ -61,6 +68,8 @@ class BuildConfig:
             raise DataError(f"heldout_fraction={self.heldout_fraction}: must be between 0 and 0.1")
         if not 0 <= self.max_heldout_overlap <= 1:
             raise DataError(f"max_heldout_overlap={self.max_heldout_overlap}: must be between 0 and 1")
+        if self.variants > 1 and not self.fim.rate:
+            raise DataError(f"variants={self.variants}: they differ by fill-in-the-middle; set fim.rate, or variants=1")
         for option, least in _LEAST.items():
             value = getattr(self, option)
             if value is not None and value < least:
@@ -72,7 +81,7 @@ class BuildConfig:
 
     def load_language_manifest(self) -> LanguageManifest | None:
         """The languages that are admitted as code; None for all."""
-        return load_language_manifest(self.language_manifest) if self.language_manifest else None
+        return load_manifest(self.language_manifest) if self.language_manifest else None
 
     def min_hasher(self) -> MinHasher | None:
         """What finds near duplicates; None when they are kept."""
@@ -80,8 +89,8 @@ class BuildConfig:
 
 
 _LEAST = {
-    "tasks": 1, "near_hash_ranges": 1, "tokenizer_sample_bytes": 1, "max_document_bytes": 1, "max_bytes_per_side": 1,
-    "min_heldout_documents": 0, "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
+    "tasks": 1, "variants": 1, "near_hash_ranges": 1, "tokenizer_sample_bytes": 1, "max_document_bytes": 1,
+    "max_bytes_per_side": 1, "min_heldout_documents": 0, "min_source_bytes": 0, "block_tokens": 1, "shard_tokens": 1,
 }  # fmt: skip
 
 

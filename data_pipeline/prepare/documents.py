@@ -36,7 +36,13 @@ class SourceKind(enum.Enum):
 
 
 _NEEDS_PATH = (
-    SourceKind.folder, SourceKind.archive, SourceKind.git, SourceKind.jsonl, SourceKind.parquet, SourceKind.huggingface)
+    SourceKind.folder,
+    SourceKind.archive,
+    SourceKind.git,
+    SourceKind.jsonl,
+    SourceKind.parquet,
+    SourceKind.huggingface,
+)
 
 
 class Packing(enum.Enum):
@@ -51,13 +57,13 @@ class SourceConfig:
     """One source of a build.
 
     name: for the ledger, and the name of its text in the mixture. path: a folder; for archive, jsonl and parquet a file
-    or a folder of them (.zip, .tar[.gz|.zst], .tgz, .jsonl[.gz|.zst], .parquet); for git a folder of checkouts and
-    bare repositories; for huggingface `owner/name`,
-    `owner/name:subset` or the folder of `save_to_disk`. text_field, language_field, name_field: columns of a row
-    (name_field holds its file name; empty: none). split: of a Hugging Face dataset. language: of everything in the
-    source (empty: by field or file name; rows without either are plain text). packing: repository puts the files of a
-    repository together: of git, of a folder with one folder for each repository, or of rows that follow each other and
-    have the same repository_field. max_bytes: stop after so many bytes of text (None: read all).
+    or a folder of them (.zip, .tar[.gz|.zst], .tgz, .jsonl[.gz|.zst], .parquet); for git a folder of checkouts and bare
+    repositories; for huggingface `owner/name`, `owner/name:subset` or the folder of `save_to_disk`. text_field,
+    language_field, name_field: columns of a row (name_field holds its file name; empty: none). split: of a Hugging Face
+    dataset. language: of everything in the source (empty: by field, or by name and content; rows without either are
+    plain text). packing: repository puts the files of a repository together: of git, of a folder with a folder for each
+    repository, or of rows that follow each other and have the same repository_field. max_bytes: stop after so many
+    bytes of text (None: read all).
     """
 
     name: str
@@ -84,7 +90,6 @@ class SourceConfig:
             self.language = languages.require_language(self.language, f"{option}: language")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise DataError(f"{option}: max_bytes={self.max_bytes}; must be >= 1, or null for no limit")
-
 
     def _check_repositories(self, option: str) -> None:
         if self.kind in (SourceKind.git, SourceKind.folder):

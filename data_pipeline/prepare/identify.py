@@ -47,7 +47,9 @@ class Identified:
 
 _UNKNOWN = Identified(None, How.unknown)
 
-_EMACS_MODE = re.compile(r"-\*-(?:[^\n]{0,200}?\bmode[ \t]*:)?[ \t]*([\w+#-]+)[ \t]*(?:;[^\n]{0,200})?-\*-", re.IGNORECASE)
+_EMACS_MODE = re.compile(
+    r"-\*-(?:[^\n]{0,200}?\bmode[ \t]*:)?[ \t]*([\w+#-]+)[ \t]*(?:;[^\n]{0,200})?-\*-", re.IGNORECASE
+)
 _VIM_MODE = re.compile(r"\b(?:vim?|ex):[^\n]{0,200}?\b(?:ft|filetype|syntax)=([\w+#-]+)", re.IGNORECASE)
 _MODELINES = 5  # at the beginning and at the end of a file, as in Vim
 

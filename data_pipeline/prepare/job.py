@@ -27,7 +27,8 @@ class Job:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the corpus; there from `vocabulary` on."""
-        return Tokenizer.load(self.workspace.corpus / TOKENIZER_FILE, self.config.end_of_document_token)
+        path = self.workspace.corpus / TOKENIZER_FILE
+        return Tokenizer.load(path, self.config.end_of_document_token, encoder=self.config.encoder)
 
     def contamination(self) -> Contamination | None:
         """The index of the evaluation sets; None when there are none."""

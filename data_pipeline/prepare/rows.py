@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_pipeline.errors import DataError, nearest_hint
-from data_pipeline.prepare.documents import WHOLE, Part, SourceConfig
+from data_pipeline.prepare.documents import WHOLE, Packing, Part, SourceConfig
 from data_pipeline.prepare.files import TOO_LARGE, Skip
 
 Row = tuple[str, dict[str, Any]]
@@ -54,8 +54,17 @@ def dealt_files(config: SourceConfig, endings: tuple[str, ...], part: Part) -> t
     """(name and path of the files that a part reads, which of their rows it takes). Raises DataError without files."""
     files = _files(config, endings)
     if len(files) < part.parts:
+        if config.packing is Packing.repository:
+            raise _too_few_files(config, len(files), part)
         return files, part
     return [file for index, file in enumerate(files) if part.has(index)], WHOLE
+
+
+def _too_few_files(config: SourceConfig, count: int, part: Part) -> DataError:
+    return DataError(
+        f"source {config.name!r}: has {count} files for tasks={part.parts}, packing=repository keeps rows of a file "
+        f"together; set tasks={count}, or cut it into more files between repositories"
+    )
 
 
 def _jsonl(config: SourceConfig, max_document_bytes: int, skip: Skip, part: Part) -> Iterator[Row]:
@@ -179,7 +188,7 @@ def _huggingface(config: SourceConfig, part: Part) -> Iterator[Row]:
 
     wanted = [field for field in (config.text_field, config.language_field, config.name_field) if field]
     try:
-        for number, (name, row) in enumerate(_part_of_dataset(_load(config), part)):
+        for number, (name, row) in enumerate(_part_of_dataset(config, _load(config), part)):
             if number == 0:
                 _check_columns(f"dataset {config.path}", wanted, list(row))
             yield f"{config.path}:{config.split}:{name}", row
@@ -193,20 +202,29 @@ def _huggingface(config: SourceConfig, part: Part) -> Iterator[Row]:
         ) from error
 
 
-def _part_of_dataset(dataset: Any, part: Part) -> Iterator[Row]:
+def _part_of_dataset(config: SourceConfig, dataset: Any, part: Part) -> Iterator[Row]:
     """(number of the row, from 1, row) of a part; where a stream is dealt by its own files, the part's number too."""
     import datasets
 
+    if config.packing is Packing.repository and part.parts > 1 and not _has_shards(dataset, part):
+        raise _too_few_files(config, getattr(dataset, "num_shards", 1), part)
     if isinstance(dataset, datasets.Dataset):
         for index in range(part.number, len(dataset), part.parts):
             yield str(index + 1), dataset[index]
-    elif dataset.num_shards >= part.parts > 1:
+    elif part.parts > 1 and _has_shards(dataset, part):
         for number, row in enumerate(dataset.shard(num_shards=part.parts, index=part.number), start=1):
             yield f"{part.number}.{number}", row
     else:
         for index, row in enumerate(dataset):
             if part.has(index):
                 yield str(index + 1), row
+
+
+def _has_shards(dataset: Any, part: Part) -> bool:
+    """Whether a stream has a file for every part; rows of a dataset on disk are dealt one by one."""
+    import datasets
+
+    return not isinstance(dataset, datasets.Dataset) and dataset.num_shards >= part.parts
 
 
 def _load(config: SourceConfig) -> Any:

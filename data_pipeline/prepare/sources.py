@@ -2,8 +2,9 @@
 
 The journey: `read_documents` picks the reader of `SourceConfig.kind`; readers yield text with the name of its file or
 row, and tell the ledger (stage `skipped`, with a reason) about everything else: binary, not UTF-8, empty, too large,
-unknown language. A language comes from `language`, else from the row's `language_field`, else from the file name. The
-order is fixed, and spread: files are ordered by a hash of their names, so a source that is cut is a sample.
+unknown language. A language comes from `language`, else from the row's `language_field`, else from the name and, where
+that leaves a choice, the content (identify.py). The order is fixed, and spread: files are ordered by a hash of their
+names, so a source that is cut is a sample.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from data_pipeline import languages
 from data_pipeline.errors import DataError
+from data_pipeline.language_manifest import LanguageManifest
 from data_pipeline.ledger import Ledger
-from data_pipeline.prepare.documents import WHOLE, Document, Part, RawText, SourceConfig, SourceKind
-from data_pipeline.prepare.files import Skip, encode_checked, list_files, once, part_of_files, read_text
+from data_pipeline.prepare.documents import WHOLE, Document, Packing, Part, RawText, SourceConfig, SourceKind
+from data_pipeline.prepare.files import FileEntry, Skip, encode_checked, list_files, once, read_text, spread_key
+from data_pipeline.prepare.identify import identify
 
 UNKNOWN_LANGUAGE = "unknown language"
 PLAIN_TEXT = "Text"
@@ -21,6 +24,8 @@ PLAIN_TEXT = "Text"
 
 def sides(config: SourceConfig) -> set[str]:
     """The sides (text, code) that a source can add to, as far as its configuration says."""
+    if config.packing is Packing.repository:
+        return {"code"}
     if config.language:
         return {languages.side_of(config.language)}
     known = {SourceKind.environment_code: {"code"}, SourceKind.environment_text: {"text"}}
@@ -28,12 +33,17 @@ def sides(config: SourceConfig) -> set[str]:
 
 
 def read_documents(
-    config: SourceConfig, ledger: Ledger, max_document_bytes: int, part: Part = WHOLE
+    config: SourceConfig,
+    ledger: Ledger,
+    max_document_bytes: int,
+    part: Part = WHOLE,
+    manifest: LanguageManifest | None = None,
 ) -> Iterator[Document]:
     """The documents of one part of a source, in a fixed order; adds stages `read` and `skipped` to the ledger.
 
-    `max_bytes` of the source is divided among the parts. Raises DataError for a path that does not exist, a damaged
-    file or a missing column. That nothing comes out is an error of the whole source, not of a part: `nothing_kept`.
+    `max_bytes` of the source is divided among the parts. `manifest` may count a language as another one. Raises
+    DataError for a path that does not exist, a damaged file or a missing column. That nothing comes out is an error of
+    the whole source, not of a part: `nothing_kept`.
     """
 
     def skip(reason: str, num_bytes: int) -> None:
@@ -41,17 +51,27 @@ def read_documents(
 
     taken = 0
     for raw in _raw_texts(config, max_document_bytes, skip, part):
-        kind = languages.side_of(raw.language)
-        group = raw.group or (languages.slug(raw.language) if kind == "code" else config.name)
         taken += raw.num_bytes
         ledger.add("read", source=config.name, language=raw.language, num_bytes=raw.num_bytes)
-        yield Document(
-            text=raw.text, source=config.name, name=raw.name, num_bytes=raw.num_bytes,
-            language=raw.language, kind=kind, group=group, repository=raw.repository,
-        )  # fmt: skip
+        yield _document(config, raw, manifest)
         if config.max_bytes is not None and taken * part.parts >= config.max_bytes:
             ledger.note(f"{config.name}: stopped at max_bytes={config.max_bytes:,}; the rest was not read")
             return
+
+
+def _document(config: SourceConfig, raw: RawText, manifest: LanguageManifest | None) -> Document:
+    kind = languages.side_of(raw.language)
+    if config.packing is Packing.repository:
+        kind, group = "code", config.name
+    elif kind == "code":
+        counted_as = None if manifest is None else manifest.source_of(raw.language)
+        group = counted_as or languages.slug(raw.language)
+    else:
+        group = raw.group or config.name
+    return Document(
+        text=raw.text, source=config.name, name=raw.name, num_bytes=raw.num_bytes,
+        language=raw.language, kind=kind, group=group, repository=raw.repository,
+    )  # fmt: skip
 
 
 def nothing_kept(config: SourceConfig, ledger: Ledger) -> DataError:
@@ -69,10 +89,12 @@ def _raw_texts(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iter
     match config.kind:
         case SourceKind.folder:
             return _folder(config, limit, skip, part)
+        case SourceKind.git:
+            return _git(config, limit, skip, part)
         case SourceKind.archive:
             from data_pipeline.prepare import archives
 
-            return _named(config, skip, archives.read(config, limit, skip, part))
+            return _identified(config, skip, archives.read(config, limit, skip, part))
         case SourceKind.environment_code:
             from data_pipeline.prepare import environment
 
@@ -91,32 +113,57 @@ def _folder(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterato
     root = Path(config.path)
     if not root.is_dir():
         raise DataError(f"source {config.name!r}: folder {config.path} does not exist; correct its path")
-    for entry in part_of_files(list_files(root, once(skip, part)), part):
-        language = config.language or languages.language_of(entry.name)
-        # Only a file without an extension can be told by its first line: do not read the others in vain.
-        if language is None and "." in entry.path.name.lstrip("."):
+    for entry in _files_of(config, list_files(root, once(skip, part)), part):
+        # A file with an extension that nobody claims is data of some kind: it is not read.
+        if not config.language and languages.has_extension(entry.name) and not languages.claim_of(entry.name).languages:
             skip(UNKNOWN_LANGUAGE, entry.size)
             continue
         text = read_text(entry, limit, skip)
-        if text is None:
-            continue
-        num_bytes = len(text.encode())
-        language = language or languages.language_of(entry.name, text[:256].encode())
-        if language is None:
-            skip(UNKNOWN_LANGUAGE, num_bytes)
-            continue
-        yield RawText(text=text, name=entry.name, language=language, num_bytes=num_bytes)
+        if text is not None:
+            yield from _identified(config, skip, [(entry.name, text)], _repository_of(config, entry.name))
 
 
-def _named(config: SourceConfig, skip: Skip, texts: Iterator[tuple[str, str]]) -> Iterator[RawText]:
-    """Texts whose language the name tells, or their content."""
+def _files_of(config: SourceConfig, entries: Iterator[FileEntry], part: Part) -> Iterator[FileEntry]:
+    """The files of a part, spread over the folders; those of one repository in one part, one after the other."""
+    units: dict[str, list[FileEntry]] = {}
+    for entry in entries:
+        units.setdefault(_repository_of(config, entry.name) or entry.name, []).append(entry)
+    ordered = sorted(units, key=lambda name: (spread_key(name), name))
+    for index, name in enumerate(ordered):
+        if part.has(index):
+            yield from sorted(units[name], key=lambda entry: entry.name)
+
+
+def _repository_of(config: SourceConfig, name: str) -> str:
+    """The first folder of a file, where folders are repositories."""
+    return name.split("/")[0] if config.packing is Packing.repository else ""
+
+
+def _git(config: SourceConfig, limit: int, skip: Skip, part: Part) -> Iterator[RawText]:
+    from data_pipeline.prepare.git_repositories import list_repositories, read_repository, repository_name
+
+    root = Path(config.path)
+    named = {repository_name(root, path): path for path in list_repositories(root)}
+    if not named:
+        raise DataError(f"source {config.name!r}: no git repository in {config.path}; correct its path")
+    ordered = sorted(named, key=lambda name: (spread_key(name), name))
+    for index, name in enumerate(ordered):
+        if part.has(index):
+            texts = ((f"{name}/{path}", text) for path, text in read_repository(named[name], limit, skip))
+            yield from _identified(config, skip, texts, name if config.packing is Packing.repository else "")
+
+
+def _identified(
+    config: SourceConfig, skip: Skip, texts: Iterator[tuple[str, str]] | list[tuple[str, str]], repository: str = ""
+) -> Iterator[RawText]:
+    """(name, text) whose language the source, the name or the content tells."""
     for name, text in texts:
         num_bytes = len(text.encode())
-        language = config.language or languages.language_of(name, text[:256].encode())
+        language = config.language or identify(name, text).language
         if language is None:
             skip(UNKNOWN_LANGUAGE, num_bytes)
         else:
-            yield RawText(text=text, name=name, language=language, num_bytes=num_bytes)
+            yield RawText(text=text, name=name, language=language, num_bytes=num_bytes, repository=repository)
 
 
 def _rows(config: SourceConfig, limit: int, skip: Skip, rows: Iterator) -> Iterator[RawText]:
@@ -129,16 +176,18 @@ def _rows(config: SourceConfig, limit: int, skip: Skip, rows: Iterator) -> Itera
         if content is None:
             continue
         file_name = row.get(config.name_field) if config.name_field else None
-        language = config.language or _row_language(config, row, file_name)
+        language = config.language or _row_language(config, row, file_name, text)
         if language is None:
             skip(UNKNOWN_LANGUAGE, len(content))
             continue
-        yield RawText(text=text, name=str(file_name or name), language=language, num_bytes=len(content))
+        repository = str(row.get(config.repository_field)) if config.packing is Packing.repository else ""
+        own_name = f"{repository}/{file_name}" if repository else str(file_name or name)
+        yield RawText(text=text, name=own_name, language=language, num_bytes=len(content), repository=repository)
 
 
-def _row_language(config: SourceConfig, row: dict, file_name: object) -> str | None:
+def _row_language(config: SourceConfig, row: dict, file_name: object, text: str) -> str | None:
     if config.language_field:
         return languages.find_language(str(row.get(config.language_field)))
     if config.name_field:
-        return languages.language_of(file_name) if isinstance(file_name, str) else None
+        return identify(file_name, text).language if isinstance(file_name, str) else None
     return PLAIN_TEXT

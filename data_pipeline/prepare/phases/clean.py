@@ -126,7 +126,7 @@ class _Cleaner:
 
     def _count(self, document: StoredDocument, num_bytes: int, samples: DocumentWriter) -> None:
         if document.group not in self.members:
-            language = document.language if document.kind == "code" else document.group
+            language = _language_of_group(document)
             self.members[document.group] = _Members(Group(name=document.group, kind=document.kind, language=language))
         members = self.members[document.group]
         group = members.group
@@ -171,3 +171,9 @@ class _Cleaner:
         )  # fmt: skip
         joined = np.concatenate([*windows, np.empty(0, dtype=np.uint64)])
         self.job.workspace.save_array("windows", self.task, "windows", joined)
+
+
+def _language_of_group(document: StoredDocument) -> str:
+    if document.repository:
+        return "Repositories"
+    return document.language if document.kind == "code" else document.group

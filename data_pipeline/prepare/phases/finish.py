@@ -10,6 +10,7 @@ from data_pipeline.prepare.build_config import content_config
 from data_pipeline.prepare.groups import plan_sources
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.phases.heldout import load_groups
+from data_pipeline.prepare.phases.tokenise import HELDOUT, TRAIN
 from data_pipeline.shards import ShardInfo, token_dtype
 
 
@@ -27,7 +28,8 @@ def run(job: Job, task: int) -> None:
     sources = [
         SourceInfo(
             name=source.name, kind=source.kind, language=source.language,
-            train=_joined(parts, source.name, "train"), heldout=_joined(parts, source.name, "heldout"),
+            train=_joined(parts, source.name, TRAIN), heldout=_joined(parts, source.name, HELDOUT),
+            variants=_variants(parts, source.name),
         )
         for source in planned
     ]  # fmt: skip
@@ -39,11 +41,17 @@ def run(job: Job, task: int) -> None:
     job.workspace.move_in_place()
 
 
-def _joined(parts: list[dict[str, Any]], source: str, split: str) -> SplitInfo:
+def _variants(parts: list[dict[str, Any]], source: str) -> list[SplitInfo]:
+    """The prepared variants after the first."""
+    last = max((part["variant"] for part in parts if part["source"] == source), default=0)
+    return [_joined(parts, source, TRAIN, variant) for variant in range(1, last + 1)]
+
+
+def _joined(parts: list[dict[str, Any]], source: str, split: str, variant: int = 0) -> SplitInfo:
     """The shards of all tasks, one after the other."""
     joined = SplitInfo()
     for part in parts:
-        if (part["source"], part["split"]) == (source, split):
+        if (part["source"], part["split"], part["variant"]) == (source, split, variant):
             joined.documents += part["documents"]
             joined.bytes += part["bytes"]
             joined.tokens += part["tokens"]

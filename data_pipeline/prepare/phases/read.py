@@ -96,7 +96,7 @@ class _Reader:
             self.unread.append(source.name)
             return
         part = Part(self.task, config.tasks)
-        for document in sources.read_documents(source, self.ledger, config.max_document_bytes, part):
+        for document in sources.read_documents(source, self.ledger, config.max_document_bytes, part, self.manifest):
             yield document
             if all(self._is_full(kind) for kind in kinds):
                 self.ledger.note(

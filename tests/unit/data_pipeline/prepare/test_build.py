@@ -26,50 +26,7 @@ from data_pipeline.prepare.split import lowest, split_hash, threshold
 from data_pipeline.quotas import quotas_for
 from data_pipeline.show import describe
 from data_pipeline.stream import TokenStream
-
-_WORDS = [
-    f"{a}{b}" for a in ("data", "loop", "token", "gate", "shift", "näht") for b in ("ing", "er", "s", "ed", "ful", "漢")
-]
-
-
-def sentence(generator: random.Random, words: int = 60) -> str:
-    return " ".join(generator.choices(_WORDS, k=words))
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """120 Python files, 40 of C, 3 of Rust, a jsonl of prose; two exact copies, one that differs in a number."""
-    folder, generator = tmp_path_factory.mktemp("raw"), random.Random(0)
-    code = folder / "code"
-    code.mkdir()
-    for number in range(120):
-        (code / f"{number}.py").write_text(f"# version 1.{number}\n{sentence(generator)}\n")
-    for number in range(40):
-        (code / f"{number}.c").write_text(f"/* <|endoftext|> */ {sentence(generator)}\n")
-    for number in range(3):
-        (code / f"{number}.rs").write_text(sentence(generator, 10))
-    (code / "go.go").write_text(sentence(generator, 10))
-    shutil.copy(code / "7.py", code / "copy of 7.py")
-    shutil.copy(code / "8.py", code / "copy of 8.py")
-    (code / "new 9.py").write_text((code / "9.py").read_text().replace("1.9", "2.10").replace(" ", "   ").upper())
-    (code / "bad.py").write_bytes(b"\xff\xfe")
-    with (folder / "prose.jsonl").open("w") as file:
-        for _ in range(150):
-            file.write(json.dumps({"text": sentence(generator)}) + "\n")
-    return folder
-
-
-def config_of(raw, corpus_dir, **options) -> BuildConfig:
-    sources = [
-        SourceConfig(name="mine", kind=SourceKind.folder, path=str(raw / "code")),
-        SourceConfig(name="prose", kind=SourceKind.jsonl, path=str(raw / "prose.jsonl")),
-    ]
-    defaults = {
-        "vocab_size": 400, "min_source_bytes": 2000, "min_heldout_documents": 5,
-        "shard_tokens": 2000, "block_tokens": 64, "filters": "none", "near_duplicates": False,
-        "executor": ExecutorConfig(workers=1),
-    }  # fmt: skip
-    return BuildConfig(**{"corpus_dir": str(corpus_dir), "sources": sources, **defaults, **options})
+from tests.unit.data_pipeline.prepare.building import all_documents, config_of, documents_of, sentence
 
 
 @pytest.fixture(scope="module")
@@ -78,26 +35,6 @@ def built(raw, tmp_path_factory):
     lines = []
     build_corpus(config_of(raw, folder), lines.append)
     return folder, lines
-
-
-def documents_of(corpus: Corpus, source: int, split: str) -> list[str]:
-    """The texts of a split, from its tokens."""
-    tokens, end = corpus.tokens(source, split), corpus.manifest.end_of_document_id
-    if not tokens.num_tokens:
-        return []
-    texts, current = [], []
-    for token in tokens.read(0, tokens.num_tokens).tolist():
-        if token == end:
-            texts.append(corpus.tokenizer.decode(current))
-            current = []
-        else:
-            current.append(token)
-    assert not current
-    return texts
-
-
-def all_documents(corpus: Corpus, split: str) -> list[str]:
-    return [text for source in range(len(corpus.manifest.sources)) for text in documents_of(corpus, source, split)]
 
 
 def test_every_document_is_in_the_corpus_exactly_once(raw, built):
@@ -115,7 +52,7 @@ def test_sources_by_language_and_small_ones_grouped(built):
     assert [(source.name, source.kind, source.language) for source in manifest.sources] == [
         ("prose", "text", "prose"), ("c", "code", "C"), ("python", "code", "Python"), ("code-other", "code", "Others"),
     ]  # fmt: skip
-    assert sum(manifest.sources[3].split(split).documents for split in ("train", "heldout")) == 4
+    assert sum(split.documents for split in (manifest.sources[3].train, manifest.sources[3].heldout)) == 4
     assert len(manifest.sources[2].train.shards) > 1
     note = next(note for note in Ledger.load(built[0]).notes if note.startswith("code-other"))
     assert note.endswith("go, rust")
@@ -132,7 +69,7 @@ def test_ledger_accounts_for_every_document_and_token(built):
         rows = ledger.rows(split)
         for source in manifest.sources:
             own = [row for row in rows if row.group == source.name]
-            info = source.split(split)
+            info = {"train": source.train, "heldout": source.heldout}[split]
             assert sum(row.tokens for row in own) == info.tokens
             assert sum(row.documents for row in own) == info.documents
             assert sum(row.bytes for row in own) == info.bytes
@@ -256,7 +193,7 @@ def test_another_tokenizer_missing_or_damaged_files(built, tmp_path):
     ("old", "new", "message"),
     [
         ('"vocab_size": 400', '"vocab_size": 401', "does not match its hash"),
-        ('"version": 1', '"version": 2', "version 2; this program reads"),
+        ('"version": 1', '"version": 9', "version 9; this program reads"),
         ("{", "[", "not JSON"),
     ],
 )
