@@ -205,7 +205,7 @@ def _counted_as(written: dict, listed: set[str], option: str) -> dict[str, str]:
         language = languages.require_language(str(language), f"{option}: counted_as.{dialect}")
         if dialect in listed or language not in listed:
             raise DataError(
-                f"{option}: counted_as.{dialect}={language}: must lead from a language that is not listed to a listed one"
+                f"{option}: counted_as.{dialect}={language}: must lead from an unlisted language to a listed one"
             )
         if languages.side_of(dialect) == "text":
             raise DataError(f"{option}: counted_as.{dialect} is prose, which is on the text side; remove it")

@@ -5,8 +5,8 @@
 SAMPLES_DIR is the `samples` folder of a checkout of github-linguist/linguist: one folder per language, files of public
 repositories with their names, labelled by that project. It is no part of this repository.
 
-The rules of `ties.yaml` were written with a view of the mistakes on one half of these files only (`_seen`, by hash of
-the path). The other half's mistakes were first looked at when the rules were finished: its figures are the fair ones.
+The rules of `ties.yaml` were written with a view of the mistakes on one half of these files only (`Sample.seen`). The
+other half's mistakes were first looked at when the rules were finished: the figures of that moment are the fair ones.
 """
 
 import hashlib
@@ -87,8 +87,9 @@ def by_content(sample: Sample) -> tuple[str | None, str]:
 
 
 def answers(files: list[Sample], ask: Callable[[Sample], tuple[str | None, str]]) -> list[Answer]:
-    """One answer per file, timed; the first file is asked twice, so that loading is not counted."""
-    ask(files[0])
+    """One answer per file, timed in a second pass, so that loading and compiling are not counted."""
+    for sample in files:
+        ask(sample)
     found = []
     for sample in files:
         began = time.perf_counter()
@@ -117,7 +118,8 @@ def paths(found: list[Answer]) -> Iterator[str]:
         some = [answer for answer in found if answer.how == how]
         if some:
             times = [answer.seconds * 1e6 for answer in some]
-            yield f"| {how} | {len(some)} | {share(some)} | {statistics.median(times):.0f} | {statistics.fmean(times):.0f} |"
+            median, mean = statistics.median(times), statistics.fmean(times)
+            yield f"| {how} | {len(some)} | {share(some)} | {median:.0f} | {mean:.0f} |"
 
 
 def per_language(found: list[Answer], manifest: LanguageManifest) -> Iterator[str]:
@@ -138,7 +140,8 @@ def per_language(found: list[Answer], manifest: LanguageManifest) -> Iterator[st
         mistakes = Counter(str(answer.language) for answer in labelled if not answer.right)
         listed = ", ".join(f"{count} {name}" for name, count in mistakes.most_common(3))
         as_counted = f"{100 * right / len(dialects):.1f}% of {len(dialects)}" if dialects else "-"
-        yield f"| {language} | {len(labelled)} | {share(labelled)} | {share(by_answer[language])} | {as_counted} | {listed} |"
+        taken = share(by_answer[language])
+        yield f"| {language} | {len(labelled)} | {share(labelled)} | {taken} | {as_counted} | {listed} |"
 
 
 def confusions(found: list[Answer]) -> Iterator[str]:
@@ -166,11 +169,12 @@ def main(folder: str) -> int:
         "",
         f"`python -m tests.benchmarks.language_identification SAMPLES_DIR` on {datetime.now(UTC):%Y-%m-%d}: "
         f"{platform.machine()}, magika {version('magika')}.",
-        "SAMPLES_DIR is `samples` of github-linguist/linguist: "
-        f"{len(files):,} files in {labels} languages, with their names; the labels are linguist's.",
-        "Its files were chosen to try out linguist's own rules, so shared extensions are far more frequent than in a corpus.",
-        "The rules of `ties.yaml` were written with a view of the mistakes on half of the files (*seen*, by hash of the path);",
-        "those of the other half were first looked at when the rules were finished.",
+        f"SAMPLES_DIR is `samples` of github-linguist/linguist: {len(files):,} files in {labels} languages, with their",
+        "names; the labels are linguist's. They were chosen to try out linguist's rules: shared extensions are far",
+        "more frequent than in a corpus. Our rules (`data_pipeline/prepare/ties.yaml`) were written from the languages'",
+        "definitions, with a view of the mistakes on half of the files (*seen*, by hash of path). **At the first look,",
+        "the half not seen was at 99.2% of the 103 languages' files, 98.9% of all.** Three rules were mended after it",
+        "(what is PL/SQL and not Oracle's SQL, M routines that begin with `;`, Pascal's operators in `.inc`).",
         "",
         *overall(ways, manifest),
         "",
@@ -180,7 +184,12 @@ def main(folder: str) -> int:
         "",
         *paths(found),
         "",
-        "One core; the model's half second of loading is not counted, nor is it needed before the first text that it decides.",
+        "Second pass over the files, so that loading the model (half a second, for the first text that needs it) and",
+        "compiling rules are not counted. `preferred` is what neither rules nor the model decide.",
+        "",
+        "The same for content alone, where the model is all there is for most files:",
+        "",
+        *paths(ways["content alone"]),
         "",
         "## Worst confusions, all languages",
         "",
@@ -188,14 +197,14 @@ def main(folder: str) -> int:
         "",
         "## The 103 languages of the manifest",
         "",
-        "*found*: files with this label that were told so. *as counted*: the same with the manifest's dialects (`counted_as`),",
-        "a T-SQL file that is taken for SQL being right.",
+        "*found*: files with this label that were told so. *as counted*: the same with the manifest's dialects",
+        "(`counted_as`): a T-SQL file that is taken for SQL is right. `-`: the collection has no such file.",
         "",
         *per_language(found, manifest),
     ]
     text = "\n".join(lines) + "\n"
     print(text)
-    # TARGET.write_text(text, encoding="utf-8")
+    TARGET.write_text(text, encoding="utf-8")
     return 0
 
 
