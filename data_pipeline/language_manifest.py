@@ -1,8 +1,9 @@
 """Which languages the code side of a corpus consists of, and with which shares: a YAML file, checked when it is read.
 
 The journey: a file of `language_manifests/` by name, or the user's own by path -> `load_manifest` -> while a corpus is
-built, `source_of(language)` names the source that a document goes to, None for a language that is not admitted -> when a
-run is set up, `shares_of(sources)` gives the shares among the sources that the corpus has, as `data.shares` takes them.
+built, `source_of(language)` names the source that a document goes to, None for a language that is not admitted -> when
+a run is set up, `shares_of(sources)` gives the shares among the sources that the corpus has, as `data.shares` takes
+them.
 
     name: mine
     shares: {Python: 40, C++: 20}    # % of the code tokens
@@ -83,11 +84,12 @@ class LanguageManifest:
         total = sum(given.values(), others)
         if not total:
             raise DataError(
-                f"languages={self.name}: others_share=0, but {', '.join(sorted(present)[:5])} have no share of their own; "
-                "give them one, or an others_share"
+                f"languages={self.name}: others_share=0, but {', '.join(sorted(present)[:5])} have no share of their "
+                "own; give them one, or an others_share"
             )
         notes = [
-            f"{language}: {float(share):g}% of the code tokens, but no source {source!r} in the corpus; its share goes to the others"
+            f"{language}: {float(share):g}% of the code tokens, but no source {source!r} in the corpus; its share goes "
+            "to those present"
             for source, (language, share) in own.items()
             if source not in present
         ]
@@ -203,7 +205,7 @@ def _counted_as(written: dict, listed: set[str], option: str) -> dict[str, str]:
         language = languages.require_language(str(language), f"{option}: counted_as.{dialect}")
         if dialect in listed or language not in listed:
             raise DataError(
-                f"{option}: counted_as.{dialect}={language}: must lead from a language that is not listed to one that is"
+                f"{option}: counted_as.{dialect}={language}: must lead from an unlisted language to a listed one"
             )
         if languages.side_of(dialect) == "text":
             raise DataError(f"{option}: counted_as.{dialect} is prose, which is on the text side; remove it")

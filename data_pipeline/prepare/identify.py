@@ -59,7 +59,8 @@ _MODEL_NAMES = {
     "csproj": "XML", "gemfile": "Ruby", "gemspec": "Ruby", "htaccess": "ApacheConf", "ignorefile": "Ignore List",
     "ipynb": "Jupyter Notebook", "latex": "TeX", "lisp": "Common Lisp", "objectivec": "Objective-C",
     "po": "Gettext Catalog", "proto": "Protocol Buffer", "rst": "reStructuredText", "srt": "SubRip Text",
-    "textproto": "Protocol Buffer Text Format", "vcxproj": "XML", "vtt": "WebVTT", "winregistry": "Windows Registry Entries",
+    "textproto": "Protocol Buffer Text Format", "vcxproj": "XML", "vtt": "WebVTT",
+    "winregistry": "Windows Registry Entries",
 }  # fmt: skip
 # Labels that mean "text of some kind", or a format that is not told from others by a name.
 _MODEL_SAYS_NOTHING = {"txt", "randomtxt", "randombytes", "undefined", "unknown", "empty", "sum", "crt", "pem"}
@@ -126,7 +127,7 @@ def _by_model(head: str) -> str | None:
     prediction = _model().identify_bytes(head.encode("utf-8", "replace")).prediction
     # `output` is the model's answer where it is sure enough of it, by its own threshold for the label.
     label = str(prediction.output.label)
-    if label in _MODEL_SAYS_NOTHING:
+    if label in _MODEL_SAYS_NOTHING or not prediction.output.is_text:
         return None
     return _MODEL_NAMES.get(label) or languages.find_language(label)
 
