@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,9 +100,9 @@ def read_repository(path: Path, max_document_bytes: int, skip: Skip) -> Iterator
         skip(DAMAGED, 0)
         return
     entries = sorted(_entries(listing, max_document_bytes, skip), key=lambda entry: entry.path)
-    with _object_reader(git_dir) as read:
+    with closing(_ObjectReader(git_dir)) as reader:
         for entry in entries:
-            content = read(entry)
+            content = reader.read(entry.object_id)
             if content is None:
                 skip(UNREADABLE, entry.size)
             elif len(content) <= _LFS_MAX_BYTES and content.startswith(_LFS):
@@ -123,6 +123,8 @@ def _entries(listing: bytes, max_document_bytes: int, skip: Skip) -> Iterator[_E
             skip(LINK, 0)
         elif mode == _SUBMODULE_MODE:
             skip(SUBMODULE, 0)
+        elif not size.isdigit():  # `BAD`: the object is missing or damaged
+            skip(UNREADABLE, 0)
         elif path is None:
             skip(BAD_PATH, int(size))
         elif int(size) > max_document_bytes:
@@ -163,34 +165,41 @@ def _run(git_dir: Path, *arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-@contextmanager
-def _object_reader(git_dir: Path) -> Iterator:
-    """A function entry -> bytes of its object, None if the database does not have it; one process for all of them."""
-    process = subprocess.Popen(
-        _command(git_dir, "cat-file", "--batch"), env=_environment(), cwd="/", stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    requests, answers = process.stdin, process.stdout
+class _ObjectReader:
+    """Object ids -> bytes, through one `git cat-file --batch` for all of them; another if git gives up."""
 
-    def read(entry: _Entry) -> bytes | None:
+    def __init__(self, git_dir: Path) -> None:
+        self._command = _command(git_dir, "cat-file", "--batch")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def read(self, object_id: bytes) -> bytes | None:
+        """The content of a blob, None if it is missing or damaged."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command, env=_environment(), cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        answers = self._process.stdout
         try:
-            requests.write(entry.object_id + b"\n")
-            requests.flush()
-        except BrokenPipeError:  # git gave up at an object before
+            os.write(self._process.stdin.fileno(), object_id + b"\n")
+        except BrokenPipeError:
+            self.close()
             return None
-        # `<object> blob <size>\n<content>\n`, or `<object> missing\n`; nothing if git gives up.
+        # `<object> blob <size>\n<content>\n`, or `<object> missing\n`. It ends at an object that it cannot read.
         header = answers.readline().split()
-        if len(header) != 3 or header[1] != b"blob":
-            return None
-        content = answers.read(int(header[2]))
-        answers.read(1)
-        return content if len(content) == int(header[2]) else None
+        if len(header) == 3 and header[1] == b"blob":
+            size = int(header[2])
+            content = answers.read(size + 1)
+            if len(content) == size + 1:
+                return content[:-1]
+        if header[1:] != [b"missing"]:
+            self.close()
+        return None
 
-    try:
-        yield read
-    finally:
-        # Closed early when nobody wants the rest: git then ends at the closed pipe.
-        answers.close()
-        with suppress(BrokenPipeError):
-            requests.close()
-        process.wait()
+    def close(self) -> None:
+        """End the process, whether or not it has more to say."""
+        if self._process is not None:
+            self._process.stdout.close()
+            self._process.stdin.close()
+            self._process.wait()
+            self._process = None

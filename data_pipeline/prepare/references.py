@@ -26,11 +26,13 @@ class RepositoryIndex:
 
     def __init__(self, files: Sequence[RepositoryFile]) -> None:
         self._paths = {file.path for file in files}
-        self._by_name: dict[str, list[str]] = {}
+        self._by_tail: dict[str, list[str]] = {}
         self._by_folder: dict[str, list[str]] = {}
         self._by_namespace: dict[str, set[str]] = {}
         for path in sorted(self._paths):
-            self._by_name.setdefault(posixpath.basename(path), []).append(path)
+            parts = path.split("/")
+            for start in range(len(parts)):
+                self._by_tail.setdefault("/".join(parts[start:]), []).append(path)
             self._by_folder.setdefault(posixpath.dirname(path), []).append(path)
         for file in files:
             if file.language == "C#":
@@ -48,20 +50,16 @@ class RepositoryIndex:
 
     def ending_with(self, near: str, name: str) -> list[str]:
         """The file whose path ends with `name`: of several the one that shares most folders with `near`."""
-        candidates = self._candidates(name)
-        if not candidates:
+        candidates = self._by_tail.get(name)
+        if candidates is None:
             return []
         folders = near.split("/")[:-1]
         return [min(candidates, key=lambda path: (-_shared(folders, path.split("/")), path.count("/"), path))]
 
     def only_one_ending_with(self, name: str) -> list[str]:
         """The file whose path ends with `name`, if there is exactly one."""
-        candidates = self._candidates(name)
+        candidates = self._by_tail.get(name, [])
         return candidates if len(candidates) == 1 else []
-
-    def _candidates(self, name: str) -> list[str]:
-        named = self._by_name.get(posixpath.basename(name), [])
-        return [path for path in named if path == name or path.endswith("/" + name)]
 
     def in_folder_ending(self, name: str, extension: str) -> list[str]:
         """The files with this extension in the folder that is the longest tail of `name` (a Go package)."""
