@@ -92,7 +92,10 @@ class SegmentedStream:
             before = cls(segments).consumed_tokens(wanted.first_batch) if segments else {}
             if segments:
                 notes += _repeat_notes(segments[-1], options[number - 1], wanted.first_batch)
-            segment, said = _plan_segment(wanted, before, seed, shuffle_block_tokens)
+            try:
+                segment, said = _plan_segment(wanted, before, seed, shuffle_block_tokens)
+            except DataError as error:
+                raise DataError(f"data.segments[{number - 1}]: {error}" if number else str(error)) from error
             segments.append(segment)
             notes += [f"from batch {wanted.first_batch}: {note}" if number else note for note in said]
         return cls(segments, notes)

@@ -66,6 +66,16 @@ class ShowOptions:
 
 
 @dataclass(kw_only=True, slots=True)
+class AuditOptions:
+    """`loopcoder data audit`: what a run consumed, from positions alone, against what it recorded."""
+
+    run_dir: str
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, None)
+
+
+@dataclass(kw_only=True, slots=True)
 class RunsOptions:
     """`loopcoder runs`: every run below a folder."""
 

@@ -80,8 +80,8 @@ STREAM_OPTIONS = ("data", "training.num_steps", "training.global_batch_size")
 _NOTHING = (None, {}, [])  # an option that one side lacks and the other leaves empty does not differ
 
 SEGMENTS_HINT = (
-    "what was read stays as it was when data that changes later is appended to data.segments, as in "
-    "'data.segments=[{from_batch: 1000, shares: {python: 0.5}}]' (docs/data.md)"
+    "more steps or other data from a batch on: leave the former data options and append a segment, as in "
+    "'data.segments=[{from_batch: 1000}]' accept_config_changes=true (docs/data.md)"
 )
 
 

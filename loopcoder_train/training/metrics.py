@@ -183,6 +183,15 @@ def read_metrics(path: Path, kinds: Iterable[str] | None = None) -> list[Record]
     return list(records.values())
 
 
+def all_records(path: Path) -> Iterator[Record]:
+    """Every whole line of `path` in order, those of abandoned attempts too. FileNotFoundError without a file."""
+    with path.open("rb") as lines:
+        for line in lines:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
 def _drop_after(records: dict[object, Record], step: object) -> None:
     """Forget the measurements of an abandoned future; events happened all the same."""
     for key in [key for key, record in records.items() if record["kind"] != "event" and record["step"] > step]:
