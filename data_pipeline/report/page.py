@@ -43,7 +43,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=lambda number: f"{number:,}", size=units.size, scaled=units.scaled, ratio=units.ratio,
+        count=lambda number: f"{number:,}", size=units.size, scaled=units.scaled, short=units.short, ratio=units.ratio,
         percent=lambda share: units.percent(share, 1.0), stage=_LEGEND.__getitem__,
     )  # fmt: skip
     environment.globals.update(

@@ -12,7 +12,7 @@ STAGE_NAMES = {
     "filtered": "filters",
     "duplicate": "exact duplicates",
     "near_duplicate": "near duplicates",
-    "contaminated": "decontamination",
+    "contaminated": "contamination",
     "redacted": "redaction",
     "skipped": "never a document",
 }

@@ -17,6 +17,11 @@ def scaled(count: int) -> str:
     return f"{value}{unit}"
 
 
+def short(count: int) -> str:
+    """To the last one below a million (`17,148`), then with three digits (`13.0B`)."""
+    return f"{count:,}" if count < 1_000_000 else scaled(count)
+
+
 def tokens(count: int, about: bool) -> str:
     """Counted tokens to the last one (`3,944,238`), estimated ones with three digits and a tilde (`~3.94M`)."""
     return f"~{scaled(count)}" if about and count else f"{count:,}"
