@@ -5,8 +5,8 @@ build). In each of them, for documents, bytes and tokens,
 
     read = capped + filtered + duplicate + near_duplicate + contaminated + redacted + train + heldout
 
-where `redacted` has the bytes that redaction took, and no documents. Tokens of `train` and `heldout` are counted;
-nothing else was ever tokenised. What a stage dropped is estimated from its bytes, by the tokens per byte of what was
+where `redacted` has no documents, only the bytes that redaction took (negative where what it put in is longer). Tokens
+of `train` and `heldout` are counted; nothing else was ever tokenised. What a stage dropped is estimated from its bytes, by the tokens per byte of what was
 kept of that language (else of its side, else of everything), so the tokens of `read` are an estimate too.
 """
 
@@ -38,12 +38,16 @@ class Amount:
 
     def __add__(self, other: "Amount") -> "Amount":
         return Amount(
-            documents=self.documents + other.documents, bytes=self.bytes + other.bytes, tokens=self.tokens + other.tokens
+            documents=self.documents + other.documents,
+            bytes=self.bytes + other.bytes,
+            tokens=self.tokens + other.tokens,
         )
 
     def __sub__(self, other: "Amount") -> "Amount":
         return Amount(
-            documents=self.documents - other.documents, bytes=self.bytes - other.bytes, tokens=self.tokens - other.tokens
+            documents=self.documents - other.documents,
+            bytes=self.bytes - other.bytes,
+            tokens=self.tokens - other.tokens,
         )
 
 
@@ -190,7 +194,7 @@ def make_report(corpus: Corpus) -> Report:
         sources=sorted(flows.sources.values(), key=lambda flow: flow.name),
         reasons=flows.reasons(),
         mixture=_mixture(manifest, _planned_shares(manifest, notes)),
-        off=[stage for stage in stages_off(manifest.build_config) if not flows.total.lost[stage].documents],
+        off=[stage for stage in stages_off(manifest.build_config) if not ledger.rows(stage)],
         notes=notes,
     )
 
@@ -306,7 +310,9 @@ def _sides(ledger: Ledger, manifest: Manifest, where: str) -> dict[str, str]:
     for row in ledger.rows():
         if row.stage != "skipped" and row.language not in sides:
             if row.language not in languages.table():
-                raise DataError(f"{where}: language {row.language!r} is unknown to this program; build the corpus again")
+                raise DataError(
+                    f"{where}: language {row.language!r} is unknown to this program; build the corpus again"
+                )
             sides[row.language] = languages.side_of(row.language)
     return sides
 

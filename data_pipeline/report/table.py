@@ -20,7 +20,18 @@ STAGE_NAMES = {
 _DROPPED_HEADINGS = ("capped", "filtered", "duplicate", "near dup.", "contam.", "redacted")
 _SIDE_HEADINGS = ("side", "read", "size", *_DROPPED_HEADINGS, "kept", "size", "train tokens", "held-out tokens")
 _FLOW_HEADINGS = (
-    *("read", "size", "~tokens", "kept", "size", "of size", "train tokens", "of side", "held-out tokens", "bytes/token"),
+    *(
+        "read",
+        "size",
+        "~tokens",
+        "kept",
+        "size",
+        "of size",
+        "train tokens",
+        "of side",
+        "held-out tokens",
+        "bytes/token",
+    ),
 )
 
 
@@ -41,10 +52,11 @@ def verdict(report: Report) -> str:
     """The report in one sentence."""
     total, kept = report.total, report.total.kept
     sides = ", ".join(f"{flow.name} {flow.train.tokens:,}" for flow in report.sides)
+    share = units.percent(kept.bytes, total.read.bytes)
     return (
         f"{kept.documents:,} of {total.read.documents:,} documents were kept, {units.size(kept.bytes)} of "
-        f"{units.size(total.read.bytes)} ({units.percent(kept.bytes, total.read.bytes)}): {total.train.tokens:,} tokens "
-        f"to train on ({sides}) and {total.heldout.tokens:,} held out. Every document that was read is accounted for."
+        f"{units.size(total.read.bytes)} ({share}): {total.train.tokens:,} tokens to train on ({sides}) and "
+        f"{total.heldout.tokens:,} held out. Every document that was read is accounted for."
     )
 
 
@@ -66,9 +78,7 @@ def describe(report: Report) -> str:
         "",
         *aligned_columns(("language", "side", *_FLOW_HEADINGS), _language_rows(report), left=2),
         *("", *aligned_columns(("source", "side", *_FLOW_HEADINGS), _source_rows(report), left=2), ""),
-        *aligned_columns(
-            ("stage", "reason", "sources", "documents", "size"), _reason_rows(report), left=3
-        ),
+        *aligned_columns(("stage", "reason", "sources", "documents", "size"), _reason_rows(report), left=3),
     ]
     if any(share.planned is not None for share in report.mixture):
         lines += ["", *_mixture_table(report)]

@@ -19,7 +19,7 @@ def scaled(count: int) -> str:
 
 def short(count: int) -> str:
     """To the last one below a million (`17,148`), then with three digits (`13.0B`)."""
-    return f"{count:,}" if count < 1_000_000 else scaled(count)
+    return f"{count:,}" if abs(count) < 1_000_000 else scaled(count)
 
 
 def tokens(count: int, about: bool) -> str:
@@ -45,10 +45,10 @@ def ratio(value: float | None) -> str:
 
 
 def _scaled(count: int, units: tuple[str, ...]) -> tuple[str, str]:
-    rounded = float(f"{count:.3g}")  # first, so that 999,950 becomes 1M and not 1000k
+    rounded = float(f"{abs(count):.3g}")  # first, so that 999,950 becomes 1M and not 1000k
     power = 0
     while rounded >= 1000 and power + 1 < len(units):
         rounded /= 1000
         power += 1
     decimals = 0 if power == 0 or rounded >= 100 else 1 if rounded >= 10 else 2
-    return f"{rounded:,.{decimals}f}", units[power]
+    return f"{'-' * (count < 0)}{rounded:,.{decimals}f}", units[power]

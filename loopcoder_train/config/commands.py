@@ -76,7 +76,9 @@ class ReportOptions:
     def __post_init__(self) -> None:
         require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")
         # `--json` is `json=true` everywhere else.
-        require(self.json.lower() not in ("true", "false"), "json", self.json, "must name a file, as in json=report.json")
+        require(
+            self.json.lower() not in ("true", "false"), "json", self.json, "must name a file, as in json=report.json"
+        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """A real browser without a window: Chromium over its debugging pipe. Also a command that photographs a page:
 
-    python -m tests.unit.data_pipeline.report.browser PAGE.html PICTURE.png [WIDTH] [light|dark]
+python -m tests.unit.data_pipeline.report.browser PAGE.html PICTURE.png [WIDTH] [light|dark]
 """
 
 import base64
@@ -88,7 +88,9 @@ def started() -> Iterator[Browser]:
     in_browser, to_browser = os.pipe()
     from_browser, out_browser = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = f"--headless --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir={profile}"
+        flags = (
+            f"--headless --hide-scrollbars --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir={profile}"
+        )
         process = subprocess.Popen(  # the pipe is file descriptors 3 and 4
             ["bash", "-c", f"exec {CHROMIUM} {flags} 3<&{in_browser} 4>&{out_browser}"],
             pass_fds=(in_browser, out_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
