@@ -6,6 +6,7 @@ from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
 from data_pipeline.ledger import STAGES, Ledger
 from data_pipeline.manifest import Corpus, SourceInfo
 from data_pipeline.mixture import KINDS
+from data_pipeline.report.table import aligned_columns
 
 _TOP = 10
 _HEADER = ("source", "side", "language", "documents", "MB", "train tokens", "% of side", "held-out tokens", "tail")
@@ -51,9 +52,9 @@ def describe(corpus: Corpus, shuffle_block_tokens: int = DEFAULT_SHUFFLE_BLOCK_T
         f"corpus {corpus.directory}  manifest {manifest.manifest_hash[:16]}  "
         f"tokenizer {manifest.tokenizer_hash[:16]} ({manifest.vocab_size:,} tokens, {manifest.dtype})",
         "",
-        *_table(_HEADER, _source_rows(corpus, shuffle_block_tokens), left=3),
+        *aligned_columns(_HEADER, _source_rows(corpus, shuffle_block_tokens), left=3),
         "",
-        *_table(("stage", "source", "reason", "documents", "MB", "tokens"), _ledger_rows(ledger), left=3),
+        *aligned_columns(("stage", "source", "reason", "documents", "MB", "tokens"), _ledger_rows(ledger), left=3),
     ]
     return "\n".join(lines + ([""] + [f"note: {note}" for note in ledger.notes] if ledger.notes else []))
 
@@ -89,16 +90,3 @@ def _ledger_rows(ledger: Ledger) -> list[tuple[str, ...]]:
                 tokens = f"{total.tokens:,}" if total.tokens else ""
                 rows.append((stage, source, reason, f"{total.documents:,}", f"{total.bytes / 1e6:.2f}", tokens))
     return rows
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]], left: int) -> list[str]:
-    """Aligned columns: the first `left` to the left, the numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, *rows]:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -76,6 +76,22 @@ class AuditOptions:
 
 
 @dataclass(kw_only=True, slots=True)
+class ReportOptions:
+    """`loopcoder data report`: where every document of a corpus went."""
+
+    corpus_dir: str = "corpora/default"
+    html: str = ""  # where the page goes; default: report.html in the corpus
+    json: str = ""  # where the numbers go; default: nowhere
+
+    def __post_init__(self) -> None:
+        require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")
+        # `--json` is `json=true` everywhere else.
+        require(
+            self.json.lower() not in ("true", "false"), "json", self.json, "must name a file, as in json=report.json"
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class RunsOptions:
     """`loopcoder runs`: every run below a folder."""
 

@@ -1,0 +1,375 @@
+"""The funnel: ledger and manifest of a corpus as one set of numbers that add up, for the tables and the page.
+
+The journey: every row of the ledger is added to four flows (everything, its side, its language, its source of the
+build). In each of them, for documents, bytes and tokens,
+
+    read = capped + filtered + duplicate + near_duplicate + contaminated + redacted + train + heldout
+
+where `redacted` has no documents, only the bytes that redaction took (negative where what it put in is longer). Tokens
+of `train` and `heldout` are counted; nothing else was ever tokenised. What a stage dropped is estimated from its bytes, by the tokens per byte of what was
+kept of that language (else of its side, else of everything), so the tokens of `read` are an estimate too.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipeline import languages
+from data_pipeline.errors import DataError
+from data_pipeline.ledger import STAGES, Ledger, LedgerRow
+from data_pipeline.manifest import LEDGER_FILE, Corpus, Manifest
+from data_pipeline.mixture import KINDS
+
+KEPT = ("train", "heldout")
+LOSSES = tuple(stage for stage in STAGES if stage not in ("skipped", "read", *KEPT))
+"""Stages that take something away, in the order of the graph."""
+TOP = 10
+EVERYTHING, OTHERS = "everything", "Others"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Amount:
+    """Documents, bytes and tokens of the same thing."""
+
+    documents: int = 0
+    bytes: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(
+            documents=self.documents + other.documents,
+            bytes=self.bytes + other.bytes,
+            tokens=self.tokens + other.tokens,
+        )
+
+    def __sub__(self, other: "Amount") -> "Amount":
+        return Amount(
+            documents=self.documents - other.documents,
+            bytes=self.bytes - other.bytes,
+            tokens=self.tokens - other.tokens,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Step:
+    """What a stage took, and what was left after it. `about`: the tokens that were left are an estimate."""
+
+    stage: str
+    left: Amount
+    lost: Amount
+    about: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Flow:
+    """Where the documents of one language, source or side went. `side` is text, code, or `text + code`.
+
+    changed: documents that redaction changed; skipped: what never became a document (its tokens are unknown, 0).
+    """
+
+    name: str
+    side: str
+    read: Amount = Amount()
+    lost: dict[str, Amount] = field(default_factory=lambda: dict.fromkeys(LOSSES, Amount()))
+    train: Amount = Amount()
+    heldout: Amount = Amount()
+    skipped: Amount = Amount()
+    changed: int = 0
+
+    @property
+    def kept(self) -> Amount:
+        """What is in the corpus."""
+        return self.train + self.heldout
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Fertility of what was kept; the end-of-document tokens count. None when nothing was."""
+        return self.kept.bytes / self.kept.tokens if self.kept.tokens else None
+
+    def steps(self) -> Iterator[Step]:
+        """`read`, then one step for each of LOSSES; after the last one exactly `kept` is left."""
+        left = self.read
+        yield Step(stage="read", left=left, lost=Amount(), about=left.bytes != self.kept.bytes)
+        for stage in LOSSES:
+            left -= self.lost[stage]
+            yield Step(stage=stage, left=left, lost=self.lost[stage], about=left.bytes != self.kept.bytes)
+
+    def add(self, stage: str, amount: Amount) -> None:
+        """One row of the ledger, its tokens counted or estimated. Tokens of `read` come from all other rows."""
+        match stage:
+            case "skipped":
+                self.skipped += amount
+                return
+            case "read":
+                self.read += Amount(documents=amount.documents, bytes=amount.bytes)
+                return
+            case "train":
+                self.train += amount
+            case "heldout":
+                self.heldout += amount
+            case "redacted":
+                self.changed += amount.documents
+                self.lost[stage] += Amount(bytes=amount.bytes, tokens=amount.tokens)
+            case _:
+                self.lost[stage] += amount
+        self.read += Amount(tokens=amount.tokens)
+
+    def include(self, other: "Flow") -> None:
+        """Add another flow to this one."""
+        self.read += other.read
+        self.train += other.train
+        self.heldout += other.heldout
+        self.skipped += other.skipped
+        self.changed += other.changed
+        for stage in LOSSES:
+            self.lost[stage] += other.lost[stage]
+
+
+@dataclass(kw_only=True, slots=True)
+class Reason:
+    """Why a stage dropped or changed documents. `sources`: of the build, that it happened to."""
+
+    stage: str
+    reason: str
+    amount: Amount = Amount()
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class Share:
+    """One source of the mixture. `share`: of its side's training tokens; `planned`: of its side, by a manifest."""
+
+    name: str
+    side: str
+    language: str
+    train: Amount
+    heldout: Amount
+    share: float
+    planned: float | None
+
+
+@dataclass(kw_only=True, slots=True)
+class Report:
+    """Everything that the tables and the page say. `off`: stages that this build did not have."""
+
+    directory: str
+    manifest_hash: str
+    tokenizer_hash: str
+    vocab_size: int
+    language_manifest: str
+    total: Flow
+    sides: list[Flow]
+    languages: list[Flow]
+    sources: list[Flow]
+    reasons: list[Reason]
+    mixture: list[Share]
+    off: list[str]
+    notes: list[str]
+
+    def side(self, name: str) -> Flow:
+        """The flow of a side by name."""
+        return next(flow for flow in self.sides if flow.name == name)
+
+
+def make_report(corpus: Corpus) -> Report:
+    """The numbers of a corpus.
+
+    Raises DataError when the ledger is missing, damaged, does not add up, or is not that of the manifest.
+    """
+    manifest, ledger = corpus.manifest, Ledger.load(corpus.directory)
+    where = str(corpus.directory / LEDGER_FILE)
+    notes = list(ledger.notes)
+    flows = _Flows(ledger, manifest, where)
+    _check_manifest(ledger, manifest, where)
+    return Report(
+        directory=str(corpus.directory),
+        manifest_hash=manifest.manifest_hash,
+        tokenizer_hash=manifest.tokenizer_hash,
+        vocab_size=manifest.vocab_size,
+        language_manifest=str(manifest.build_config.get("language_manifest") or ""),
+        total=flows.total,
+        sides=in_order(flows.sides.values()),
+        languages=in_order(flows.languages.values()),
+        sources=sorted(flows.sources.values(), key=lambda flow: flow.name),
+        reasons=flows.reasons(),
+        mixture=_mixture(manifest, _planned_shares(manifest, notes)),
+        off=[stage for stage in stages_off(manifest.build_config) if not ledger.rows(stage)],
+        notes=notes,
+    )
+
+
+def in_order(flows: Iterator[Flow]) -> list[Flow]:
+    """Text before code, then most training tokens first."""
+    return sorted(flows, key=lambda flow: (KINDS.index(flow.side), -flow.train.tokens, -flow.read.bytes, flow.name))
+
+
+def top_and_others(flows: list[Flow], count: int = TOP) -> list[Flow]:
+    """The first `count` of the languages of one side, and the sum of all after them as `Others`."""
+    if len(flows) <= count:
+        return list(flows)
+    others = Flow(name=f"{OTHERS} ({len(flows) - count} languages)", side=flows[0].side)
+    for flow in flows[count:]:
+        others.include(flow)
+    return [*flows[:count], others]
+
+
+def stages_off(build_config: dict[str, Any]) -> list[str]:
+    """Stages that a build with these options does not have."""
+    present = {
+        "capped": build_config.get("max_bytes_per_side") is not None,
+        "filtered": build_config.get("filters", "none") != "none" or bool(build_config.get("language_manifest")),
+        "duplicate": True,
+        "near_duplicate": bool(build_config.get("near_duplicates")),
+        "contaminated": bool(build_config.get("evaluation_sets")),
+        "redacted": bool(build_config.get("redact")),
+    }
+    return [stage for stage in LOSSES if not present[stage]]
+
+
+class _Flows:
+    """The ledger, added up four ways; each checked."""
+
+    def __init__(self, ledger: Ledger, manifest: Manifest, where: str) -> None:
+        self.where = where
+        self.total = Flow(name=EVERYTHING, side="")
+        self.sides: dict[str, Flow] = {}
+        self.languages: dict[str, Flow] = {}
+        self.sources: dict[str, Flow] = {}
+        self._reasons: dict[tuple[str, str], Reason] = {}
+        self._side_of = _sides(ledger, manifest, where)
+        rates = _Rates(ledger, self._side_of, where)
+        for row in ledger.rows():
+            self._add(row, rates)
+        self.total.side = " + ".join(kind for kind in KINDS if kind in self.sides)
+        for flow in (self.total, *self.sides.values(), *self.languages.values(), *self.sources.values()):
+            _check(flow, where)
+
+    def _add(self, row: LedgerRow, rates: "_Rates") -> None:
+        source = self.sources.setdefault(row.source, Flow(name=row.source, side=""))
+        flows = [self.total, source]
+        tokens = row.tokens
+        if row.stage != "skipped":  # what was skipped has no language
+            side = self._side_of[row.language]
+            flows.append(self.sides.setdefault(side, Flow(name=side, side=side)))
+            flows.append(self.languages.setdefault(row.language, Flow(name=row.language, side=side)))
+            if side not in source.side:
+                source.side = " + ".join(kind for kind in KINDS if kind == side or kind in source.side)
+            tokens = row.tokens if row.stage in KEPT else rates.tokens(row.language, row.bytes)
+        amount = Amount(documents=row.documents, bytes=row.bytes, tokens=tokens)
+        for flow in flows:
+            flow.add(row.stage, amount)
+        if row.stage in (*LOSSES, "skipped"):
+            reason = self._reasons.setdefault((row.stage, row.reason), Reason(stage=row.stage, reason=row.reason))
+            reason.amount += amount
+            if row.source not in reason.sources:
+                reason.sources.append(row.source)
+
+    def reasons(self) -> list[Reason]:
+        """Stage by stage, most documents first; what was skipped comes last."""
+        order = (*LOSSES, "skipped")
+        return sorted(
+            self._reasons.values(), key=lambda item: (order.index(item.stage), -item.amount.documents, item.reason)
+        )
+
+
+class _Rates:
+    """Tokens per byte of what was kept, by language, side and of everything."""
+
+    def __init__(self, ledger: Ledger, side_of: dict[str, str], where: str) -> None:
+        self._side_of = side_of
+        self._kept: dict[str, Amount] = defaultdict(Amount)
+        for stage in KEPT:
+            for row in ledger.rows(stage):
+                amount = Amount(documents=row.documents, bytes=row.bytes, tokens=row.tokens)
+                for key in self._keys(row.language):
+                    self._kept[key] += amount
+        if not self._kept["all"].bytes:
+            raise DataError(f"{where}: no document was kept, so this is no corpus; build it again")
+
+    def _keys(self, language: str) -> tuple[str, str, str]:
+        return f"language {language}", f"side {self._side_of[language]}", "all"
+
+    def tokens(self, language: str, num_bytes: int) -> int:
+        """About how many tokens so many bytes of a language are, rounded."""
+        kept = next(self._kept[key] for key in self._keys(language) if self._kept[key].bytes)
+        return (2 * num_bytes * kept.tokens + kept.bytes) // (2 * kept.bytes)
+
+
+def _sides(ledger: Ledger, manifest: Manifest, where: str) -> dict[str, str]:
+    """language -> side: by the source of the mixture that it went to; if nothing was kept, by the table."""
+    kinds = dict(zip(manifest.names, manifest.kinds, strict=True))
+    sides: dict[str, str] = {}
+    for row in ledger.rows():
+        if row.stage not in STAGES:
+            raise DataError(f"{where}: stage {row.stage!r} is unknown to this program; build the corpus again")
+        if row.stage in KEPT:
+            if row.group not in kinds:
+                raise DataError(f"{where}: group {row.group!r} is not in the manifest; restore the file")
+            sides[row.language] = kinds[row.group]
+    for row in ledger.rows():
+        if row.stage != "skipped" and row.language not in sides:
+            if row.language not in languages.table():
+                raise DataError(
+                    f"{where}: language {row.language!r} is unknown to this program; build the corpus again"
+                )
+            sides[row.language] = languages.side_of(row.language)
+    return sides
+
+
+def _check(flow: Flow, where: str) -> None:
+    *_, last = flow.steps()
+    rest = last.left - flow.kept
+    if rest != Amount():
+        raise DataError(
+            f"{where}: {flow.name}: {rest.documents:,} documents ({rest.bytes:,} bytes) are unaccounted for; "
+            "this is a defect of the build, please report it"
+        )
+
+
+def _check_manifest(ledger: Ledger, manifest: Manifest, where: str) -> None:
+    """The ledger's tokens are those of the shards."""
+    counted: dict[tuple[str, str], int] = defaultdict(int)
+    for stage in KEPT:
+        for row in ledger.rows(stage):
+            counted[row.group, stage] += row.tokens
+    for source in manifest.sources:
+        for stage, split in (("train", source.train), ("heldout", source.heldout)):
+            if counted[source.name, stage] != split.tokens:
+                raise DataError(
+                    f"{where}: {source.name} {stage} has {counted[source.name, stage]:,} tokens, its shards have "
+                    f"{split.tokens:,}; restore the file or build the corpus again"
+                )
+
+
+def _planned_shares(manifest: Manifest, notes: list[str]) -> dict[str, float]:
+    """source of the mixture -> share of the code side, if the build had a manifest of languages."""
+    name = manifest.build_config.get("language_manifest")
+    if not name:
+        return {}
+    from data_pipeline.language_manifest import load_language_manifest  # most corpora do not have one
+
+    code = [source.name for source in manifest.sources if source.kind == "code"]
+    try:
+        return dict(load_language_manifest(name).shares_of(code))
+    except DataError as error:  # a file of the user that is gone; the numbers of the corpus do not need it
+        notes.append(f"planned shares are not shown: {error}")
+        return {}
+
+
+def _mixture(manifest: Manifest, planned: dict[str, float]) -> list[Share]:
+    side_tokens: dict[str, int] = defaultdict(int)
+    for source in manifest.sources:
+        side_tokens[source.kind] += source.train.tokens
+    shares = [
+        Share(
+            name=source.name, side=source.kind, language=source.language, planned=planned.get(source.name),
+            train=Amount(documents=source.train.documents, bytes=source.train.bytes, tokens=source.train.tokens),
+            heldout=Amount(
+                documents=source.heldout.documents, bytes=source.heldout.bytes, tokens=source.heldout.tokens
+            ),
+            share=source.train.tokens / side_tokens[source.kind] if side_tokens[source.kind] else 0.0,
+        )
+        for source in manifest.sources
+    ]  # fmt: skip
+    return sorted(shares, key=lambda share: (KINDS.index(share.side), -share.train.tokens, share.name))
