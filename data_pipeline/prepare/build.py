@@ -7,7 +7,6 @@ configuration is the same, and never replaced unless `overwrite` says so.
 """
 
 import fcntl
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import MANIFEST_FILE, Corpus, Manifest, write_durably
+from data_pipeline.manifest import MANIFEST_FILE, Corpus, Manifest
 from data_pipeline.prepare import graph
 from data_pipeline.prepare.build_config import BuildConfig, content_config
 from data_pipeline.prepare.decontaminate import Contamination
@@ -25,7 +24,7 @@ from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.slurm import is_running, submit
 from data_pipeline.prepare.workspace import BUILDING, Workspace
 
-_LOCK_FILE, _PLAN_FILE = "lock", "plan.json"
+_LOCK_FILE = "lock"
 
 
 def build_corpus(config: BuildConfig, progress: Progress = print) -> Manifest | None:
@@ -98,9 +97,8 @@ def _building_folder(final: Path) -> Iterator[Path]:
 
 def _prepare(job: Job, progress: Progress) -> None:
     """Keep what a build from the same options has left; anything else makes way."""
-    folder, plan = job.workspace.folder, json.dumps(content_config(job.config), sort_keys=True)
-    path = folder / _PLAN_FILE
-    if path.is_file() and path.read_text(encoding="utf-8") == plan:
+    folder, plan = job.workspace.folder, content_config(job.config)
+    if job.workspace.load_plan() == plan:
         job.workspace.forget_errors()
         progress(f"{folder}: an interrupted build from the same options is continued")
         return
@@ -111,4 +109,4 @@ def _prepare(job: Job, progress: Progress) -> None:
     if job.config.evaluation_sets:
         index = Contamination.from_files(job.config.evaluation_sets)
         index.save(job.workspace.path("contamination", 0, "npz"))
-    write_durably(path, plan)
+    job.workspace.save_plan(plan)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import enum
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.encoders import Encoder
@@ -30,7 +32,7 @@ class BuildConfig:
     tasks: int = 4  # parts of the work; decides the order of the documents, so it belongs to the corpus
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # who does the tasks; never the result
     language_manifest: str = ""  # a name or a file: languages that are admitted as code; empty: every known one
-    filters: str = "standard"  # a name or a file of thresholds per language; none: every document passes
+    filters: str = "default"  # a name or a file of thresholds per language; none: every document passes
     near_duplicates: bool = True  # drop them
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
     near_hash_ranges: int = 1  # tasks for each band
@@ -95,10 +97,26 @@ _LEAST = {
 
 
 def content_config(config: BuildConfig) -> dict[str, Any]:
-    """The options that decide what a corpus holds, as JSON values."""
+    """The options that decide what a corpus holds, as JSON values, with hashes of the files that they name."""
 
     def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value.name if isinstance(value, enum.Enum) else value for key, value in items}
 
     content = dataclasses.asdict(config, dict_factory=plain)
-    return {key: value for key, value in content.items() if key not in _NOT_CONTENT}
+    own = {key: value for key, value in content.items() if key not in _NOT_CONTENT}
+    return own | {"input_hashes": _input_hashes(config)}
+
+
+def _input_hashes(config: BuildConfig) -> dict[str, str]:
+    """What the files that options name hold. Raises DataError for one that is missing or wrong."""
+    hashes = {"filters": config.load_filters().content_hash}
+    if (manifest := config.load_language_manifest()) is not None:
+        hashes["language_manifest"] = hashlib.sha256(repr(manifest).encode()).hexdigest()
+    paths = [evaluation.path for evaluation in config.evaluation_sets]
+    for path in [*paths, *([config.tokenizer_path] if config.tokenizer_path else [])]:
+        try:
+            with Path(path).open("rb") as file:
+                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    return hashes

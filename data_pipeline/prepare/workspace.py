@@ -25,9 +25,11 @@ import numpy as np
 import zstandard
 
 from data_pipeline.ledger import Ledger
+from data_pipeline.manifest import write_durably
 
 BUILDING = ".building"
 """What the name of the folder adds to the corpus's."""
+_PLAN_FILE = "plan.json"
 _LEVEL = 1  # read once or twice and deleted: speed matters, size hardly
 _READ_BYTES = 1 << 20
 
@@ -70,6 +72,15 @@ class Workspace:
     def corpus(self) -> Path:
         """Where the finished corpus grows."""
         return self.folder / "corpus"
+
+    def save_plan(self, content: dict[str, Any]) -> None:
+        """Remember which options the files belong to."""
+        write_durably(self.folder / _PLAN_FILE, json.dumps(content, sort_keys=True))
+
+    def load_plan(self) -> dict[str, Any] | None:
+        """What `save_plan` wrote; None before that."""
+        path = self.folder / _PLAN_FILE
+        return json.loads(path.read_bytes()) if path.is_file() else None
 
     def move_in_place(self) -> None:
         """The finished corpus becomes `corpus_dir`; one that was there goes when it is."""

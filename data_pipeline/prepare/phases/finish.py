@@ -6,7 +6,6 @@ from typing import Any
 
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, SourceInfo, SplitInfo
-from data_pipeline.prepare.build_config import content_config
 from data_pipeline.prepare.groups import plan_sources
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.phases.heldout import load_groups
@@ -77,5 +76,5 @@ def _manifest(job: Job, sources: list[SourceInfo]) -> Manifest:
             "max_overlap": config.max_heldout_overlap,
             "documents": sum(source.heldout.documents for source in sources),
         },
-        build_config=content_config(config),
+        build_config=job.workspace.load_plan(),
     )
