@@ -33,7 +33,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
 
   loopcoder data build                     make the token corpus that runs read
   loopcoder data show [CORPUS]             what a corpus is made of
-  loopcoder data audit RUN                 what a run consumed, by source, and whether its records agree
+  loopcoder data audit RUN                 what a run consumed, and whether its records agree
   loopcoder data report [CORPUS]           where every document went, as a table and a page
   loopcoder plan experiment=NAME           memory, traffic and days of a run, before a GPU is rented
   loopcoder pretrain experiment=NAME       train; the same command again resumes

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.segments import SegmentedStream
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
@@ -85,5 +86,21 @@ def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
 
 def check_corpus(config: RunConfig) -> None:
     """The corpora exist, are whole, fit the model's vocabulary, and can give the tokens that the run asks for."""
-    with open_stream(config):
-        pass
+    with open_stream(config) as stream:
+        if config.accept_config_changes and not config.fresh:
+            check_continuation(config, stream)
+
+
+def check_continuation(config: RunConfig, stream: SegmentedStream) -> None:
+    """The tokens that the newest checkpoint has read are those of this stream: better told before a job waits for it.
+
+    Raises DataError. What is damaged is left to the workers, who may have an older checkpoint to go back to.
+    """
+    from loopcoder_train.checkpoint import CheckpointError, checkpoints_of  # imports torch
+
+    try:
+        saved = [checkpoint.state["stream"] for checkpoint in checkpoints_of(Path(config.run_dir))[-1:]]
+    except CheckpointError:
+        return
+    for state in saved:
+        stream.check_state(state)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.quotas import quotas_for
+from data_pipeline.segments import one_segment
 from data_pipeline.stream import TokenStream
 from loopcoder_train.config import DataConfig, EngineKind, ModelConfig, Precision, RunConfig, TrainingConfig
 from loopcoder_train.engines.engine import MicroBatch
@@ -178,9 +179,9 @@ def data_wait_line(corpus_dir: Path) -> str:
         return f"Data wait: not measured, {corpus_dir} is missing (`loopcoder data build`)."
     corpus, config = Corpus.open(corpus_dir), run_config(2, Precision.bf16)
     plan = quotas_for(corpus.manifest, 400, sequence_length=256)
-    stream = TokenStream(corpus, plan.mixture(), 256, seed=0)
+    stream = one_segment(TokenStream(corpus, plan.mixture(), 256, seed=0), 8)
     engine, waits, totals = PlainEngine(config, CPU), [], []
-    with StreamLoader(stream, start_step=0, num_steps=40, global_batch_size=8, micro_batch_size=8) as loader:
+    with StreamLoader(stream, start_step=0, num_steps=40, micro_batch_size=8) as loader:
         for _ in range(40):
             started = time.perf_counter()
             batches = next(loader)

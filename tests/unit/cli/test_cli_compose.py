@@ -21,7 +21,7 @@ from tests.unit.cli.conftest import QUICK, make_corpus
 
 CONFIGS = resources.files("configs")
 EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in CONFIGS.joinpath("experiment").iterdir())
-COMMANDS = ("plan", "pretrain", "evaluate", "generate", "data build", "data show", "data report")
+COMMANDS = ("plan", "pretrain", "evaluate", "generate", "data build", "data show", "data audit", "data report")
 COMMANDS += tuple(f"checkpoint {name}" for name in ("list", "verify", "prune"))
 
 
