@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import LEDGER_FILE, Corpus
-from data_pipeline.report.funnel import LOSSES, Amount, Flow, make_report, stages_off, top_and_others
+from data_pipeline.report.flows import LOSSES, Amount, Flow, top_and_others
+from data_pipeline.report.funnel import make_report, stages_off
 from data_pipeline.report.write import numbers
 from tests.unit.data_pipeline.report.corpora import EVERY_STAGE, FATES, Fate, save_corpus, save_manifest, side
 
