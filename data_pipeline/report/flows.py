@@ -17,7 +17,7 @@ KEPT = ("train", "heldout")
 LOSSES = tuple(stage for stage in STAGES if stage not in ("skipped", "read", *KEPT))
 """Stages that take something away, in the order of the graph."""
 TOP = 10
-EVERYTHING, OTHERS = "everything", "Others"
+EVERYTHING = "everything"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,10 +124,10 @@ def in_order(flows: Iterable[Flow]) -> list[Flow]:
 
 
 def top_and_others(flows: list[Flow], count: int = TOP) -> list[Flow]:
-    """The first `count` of the languages of one side, and the sum of all after them as `Others`."""
+    """The first `count` of the languages of one side, and the sum of all after them as `N others`."""
     if len(flows) <= count:
         return list(flows)
-    others = Flow(name=f"{OTHERS} ({len(flows) - count} languages)", side=flows[0].side)
+    others = Flow(name=f"{len(flows) - count} others", side=flows[0].side)
     for flow in flows[count:]:
         others.include(flow)
     return [*flows[:count], others]

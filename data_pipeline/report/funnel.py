@@ -24,7 +24,7 @@ class Reason:
 
     stage: str
     reason: str
-    amount: Amount = Amount()
+    amount: Amount = field(default_factory=Amount)
     sources: list[str] = field(default_factory=list)
 
 
