@@ -1,1 +1,1 @@
-"""The report of a finished corpus: ledger and manifest as numbers (funnel), as text (table) and as a page (page)."""
+"""The report of a finished corpus: ledger and manifest as numbers (funnel), as text (table), as a page (page)."""

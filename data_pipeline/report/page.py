@@ -12,7 +12,8 @@ import hashlib
 from dataclasses import dataclass
 
 from data_pipeline.report import units
-from data_pipeline.report.funnel import LOSSES, Amount, Flow, Report, Step, top_and_others
+from data_pipeline.report.flows import LOSSES, Amount, Flow, Step, top_and_others
+from data_pipeline.report.funnel import Report
 from data_pipeline.report.table import STAGE_NAMES, verdict
 
 BAR_STAGES = ("train", "heldout", *reversed(LOSSES))

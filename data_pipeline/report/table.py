@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from data_pipeline.mixture import KINDS
 from data_pipeline.report import units
-from data_pipeline.report.funnel import LOSSES, Flow, Report, top_and_others
+from data_pipeline.report.flows import LOSSES, Flow, top_and_others
+from data_pipeline.report.funnel import Report
 
 STAGE_NAMES = {
     "read": "read",

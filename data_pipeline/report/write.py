@@ -7,7 +7,8 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Corpus, write_durably
-from data_pipeline.report.funnel import Flow, Report, make_report
+from data_pipeline.report.flows import Flow
+from data_pipeline.report.funnel import Report, make_report
 from data_pipeline.report.page import render
 from data_pipeline.report.table import summary
 

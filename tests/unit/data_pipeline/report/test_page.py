@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from data_pipeline.report.funnel import LOSSES, Amount, Flow, make_report
+from data_pipeline.report.flows import LOSSES, Amount, Flow
+from data_pipeline.report.funnel import make_report
 from data_pipeline.report.page import BAR_STAGES, content_hash, funnel_bar, language_bar, render
 from tests.unit.data_pipeline.report.corpora import EVERY_STAGE, FATES, Fate, save_corpus
 
