@@ -3,8 +3,8 @@
 The journey of (name, text): file name, else longest known extension -> the languages that claim it. One: decided,
 without a look at the text. Several: `#!` line -> editor's modeline -> rules of the extension (`ties.yaml`) -> a small
 model (magika, bundled with its package, offline), each restricted to the claimants -> the claimant that is meant most
-often (`languages.PREFERRED`). None: `#!` line and modeline, and for a name without an extension the model, which may
-answer anything it is sure of. Only the first `HEAD_CHARACTERS` characters are looked at.
+often (`languages.PREFERRED`). None: `#!` line and modeline, and for a name without an extension the model, where its
+score is at least `MODEL_SCORE`. Only the first `HEAD_CHARACTERS` characters are looked at.
 
 The answer is a pure function of (name, text) and the versions of the table, the rules and the model.
 """
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from magika import Magika
 
 HEAD_CHARACTERS = 32 * 1024
+# The model must choose one of its labels, also for a language that has none. Without claimants its answer counts from
+# this score on: there, of linguist's samples in languages that it knows, it is right for 98%; from 0.5 on, for 89%.
+MODEL_SCORE = 0.99
 
 
 class How(enum.StrEnum):
@@ -93,7 +96,7 @@ def _among(claim: languages.Claim, head: str) -> Identified:
     language = ties.decide(claim.key, head)
     if language is not None:
         return Identified(language, How.content)
-    language = _by_model(head)
+    language = _by_model(head, 0.0)
     if language in claim.languages:
         return Identified(language, How.model)
     return Identified(languages.preferred(claim), How.preferred)
@@ -104,7 +107,7 @@ def _unclaimed(name: str, head: str) -> Identified:
         if language is not None:
             return Identified(language, how)
     # A name with an extension that no language claims is data of some kind: the model does not know most kinds.
-    if languages.has_extension(name) or (language := _by_model(head)) is None:
+    if languages.has_extension(name) or (language := _by_model(head, MODEL_SCORE)) is None:
         return _UNKNOWN
     return Identified(language, How.model)
 
@@ -123,11 +126,11 @@ def _by_modeline(head: str) -> str | None:
     return languages.find_language(match[1]) if match else None
 
 
-def _by_model(head: str) -> str | None:
+def _by_model(head: str, least_score: float) -> str | None:
     prediction = _model().identify_bytes(head.encode("utf-8", "replace")).prediction
-    # `output` is the model's answer where it is sure enough of it, by its own threshold for the label.
+    # `output` is the model's answer if that reaches the model's own threshold for the label, else "some text".
     label = str(prediction.output.label)
-    if label in _MODEL_SAYS_NOTHING or not prediction.output.is_text:
+    if label in _MODEL_SAYS_NOTHING or not prediction.output.is_text or prediction.score < least_score:
         return None
     return _MODEL_NAMES.get(label) or languages.find_language(label)
 

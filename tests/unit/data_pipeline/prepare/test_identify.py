@@ -122,6 +122,7 @@ FILES = [
     # No claim, no `#!`: the model, where it is sure.
     ("script", PYTHON, "Python", How.model),
     ("plain", "just a few words\n", None, How.unknown),
+    ("plain", "a = 1\nb = 2\n", None, How.unknown),  # a guess of the model, with a low score
     ("", "", None, How.unknown),
     ("notes.xyzzy", PYTHON, None, How.unknown),
     ("bytes", "\0\1\2\3" * 100, None, How.unknown),
