@@ -59,7 +59,10 @@ class StreamLoader(Iterator[list[Batch]]):
 
     def _run(self) -> None:
         try:
-            for step in self._steps:
+            for number, step in enumerate(self._steps):
+                if number == 0:
+                    self._stream.prefetch(self._positions(step))
+                self._stream.prefetch(self._positions(step + 1))
                 if not self._put(self._read(step)):
                     return
             self._put(None)
@@ -75,9 +78,12 @@ class StreamLoader(Iterator[list[Batch]]):
                 continue
         return False
 
-    def _read(self, step: int) -> list[Batch]:
+    def _positions(self, step: int) -> range:
         first = step * self._global_batch_size + self._rank_offset
-        batch = self._stream.read(range(first, first + self._rank_size))
+        return range(first, first + self._rank_size)
+
+    def _read(self, step: int) -> list[Batch]:
+        batch = self._stream.read(self._positions(step))
         size = self._micro_batch_size
         return [batch.rows(start, start + size) for start in range(0, self._rank_size, size)]
 
@@ -97,6 +103,7 @@ class StreamLoader(Iterator[list[Batch]]):
     def close(self) -> None:
         """Stop the reading thread and wait for it; safe to call twice."""
         self._stop.set()
+        self._stream.corpus.interrupt()  # a remote that does not answer must not hold up the end
         self._thread.join()
 
     def __enter__(self) -> "StreamLoader":

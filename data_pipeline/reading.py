@@ -11,7 +11,7 @@ MIN_CACHED_CHUNKS = 256
 
 @dataclass(kw_only=True, slots=True)
 class Reading:
-    """Options of `data.*` for a remote corpus. cache_dir None: its manifest can be read, its tokens cannot."""
+    """Options of `data.*` for a remote corpus, which needs a cache_dir."""
 
     cache_dir: str | None = None
     cache_bytes: int = 64 * 2**30

@@ -12,6 +12,7 @@ Credentials come from the environment alone, as fsspec and its file systems defi
 import asyncio
 import concurrent.futures
 import logging
+import os
 import random
 import threading
 import time
@@ -36,7 +37,7 @@ _PASSING_STATUS = (408, 425, 429)  # of the 4xx: timed out, too early, too many
 _REQUEST_ERRORS = (OSError, ClientError)  # TimeoutError is an OSError
 
 
-class ReadInterrupted(DataError):
+class ReadInterruptedError(DataError):
     """A read was ended by `Remote.interrupt`; nothing is wrong with the data."""
 
 
@@ -74,11 +75,11 @@ class Remote:
         self._running: set[concurrent.futures.Future[bytes]] = set()
 
     def read(self, file: str, offset: int, size: int) -> bytes:
-        """`size` >= 1 bytes of a file from `offset` on, never fewer. Raises DataError, or ReadInterrupted."""
+        """`size` >= 1 bytes of a file from `offset` on, never fewer. Raises DataError, or ReadInterruptedError."""
         return self._read(file, offset, size, exact=True, seconds=self._reading.attempt_timeout_seconds)
 
     def read_whole(self, file: str, max_bytes: int) -> bytes:
-        """A small file; DataError if it is larger than max_bytes, FileNotFoundError (cause of it) if it is not there."""
+        """A small file. Raises DataError: larger than max_bytes, or not there (its cause is a FileNotFoundError)."""
         content = self._read(file, 0, max_bytes + 1, exact=False, seconds=self._reading.read_timeout_seconds)
         if len(content) > max_bytes:
             raise DataError(f"{self.url}/{file}: larger than {max_bytes} bytes; restore the file")
@@ -89,7 +90,7 @@ class Remote:
         self.read(file, 1, 1)
 
     def interrupt(self) -> None:
-        """End the reads that are in progress in other threads, with ReadInterrupted. Later reads are not touched."""
+        """End the reads that are in progress in other threads, with ReadInterruptedError. Later reads are not touched."""
         with self._condition:
             self._interrupts += 1
             self._condition.notify_all()
@@ -107,7 +108,7 @@ class Remote:
             try:
                 content = self._request(f"{self._root}/{file}", offset, size, limit)
             except concurrent.futures.CancelledError as error:
-                raise ReadInterrupted(f"{place}: reading was interrupted") from error
+                raise ReadInterruptedError(f"{place}: reading was interrupted") from error
             except _REQUEST_ERRORS as error:
                 attempts.cause = _describe(error, limit)
                 if (remedy := _lasting(error)) is not None:
@@ -159,7 +160,7 @@ class Remote:
         logger.warning("%s: attempt %d failed (%s); again in %.1f s", place, attempts.number, attempts.cause, seconds)
         with self._condition:
             if self._condition.wait_for(lambda: self._interrupts != interrupts, seconds):
-                raise ReadInterrupted(f"{place}: reading was interrupted")
+                raise ReadInterruptedError(f"{place}: reading was interrupted")
 
 
 def _status(error: BaseException) -> int | None:
@@ -206,10 +207,12 @@ def mirror_small_files(remote: Remote, folder: Path, files: dict[str, bool], max
                 raise
             (folder / name).unlink(missing_ok=True)
             continue
-        temporary = folder / f"{name}.{threading.get_native_id()}.partial"
+        temporary = folder / f"{name}.{os.getpid()}.partial"
         try:
             temporary.write_bytes(content)
             temporary.replace(folder / name)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise DataError(f"data.cache_dir: {folder / name} cannot be written ({error.strerror}); free space") from error
+            raise DataError(
+                f"data.cache_dir: {folder / name} cannot be written ({error.strerror}); free space"
+            ) from error

@@ -28,7 +28,9 @@ _MAX_WAITING = 4096
 class RemoteShards:
     """Opens the shards of one remote corpus. itemsize, block_tokens: what the manifest says of all of them."""
 
-    def __init__(self, remote: Remote, cache: ChunkCache, reading: Reading, *, itemsize: int, block_tokens: int) -> None:
+    def __init__(
+        self, remote: Remote, cache: ChunkCache, reading: Reading, *, itemsize: int, block_tokens: int
+    ) -> None:
         self.remote, self.cache, self.chunk_bytes = remote, cache, reading.chunk_bytes
         self._itemsize, self._block_tokens = itemsize, block_tokens
         self._lock = threading.Lock()

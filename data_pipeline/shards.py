@@ -80,7 +80,7 @@ class ShardLayout:
         return self.footer_offset + first * CHECKSUM_BYTES, (stop - first) * CHECKSUM_BYTES
 
 
-class BadBlock(DataError):
+class BadBlockError(DataError):
     """The tokens start..stop-1 (of a shard; of a source where `ShardedTokens` raises it) are not what was written."""
 
     def __init__(self, message: str, start: int, stop: int) -> None:
@@ -256,12 +256,12 @@ class ShardReader:
         return DataError(f"{self.name}: corrupt shard at byte {offset}: {what}; {_REMEDY}")
 
     def blocks(self, first: int, stop: int) -> np.ndarray:
-        """The ids of the blocks first..stop-1, verified, read-only. Raises BadBlock for the first that is damaged."""
+        """The ids of the blocks first..stop-1, verified, read-only. Raises BadBlockError for the first that is damaged."""
         rereads = _REREADS
         while True:
             try:
                 return self._blocks(first, stop)
-            except BadBlock:
+            except BadBlockError:
                 body, footer = self.layout.body(first, stop), self.layout.footer(first, stop)
                 if rereads == 0 or not (self._source.forget(*body) and self._source.forget(*footer)):
                     raise
@@ -281,7 +281,7 @@ class ShardReader:
             if xxhash.xxh3_64_intdigest(view[begin : begin + block_bytes]) != checksum:
                 what = self._corrupt(offset + begin, f"checksum of block {first + number} does not match")
                 start = (first + number) * self.block_tokens
-                raise BadBlock(str(what), start, min(start + self.block_tokens, self.num_tokens))
+                raise BadBlockError(str(what), start, min(start + self.block_tokens, self.num_tokens))
         return np.frombuffer(content, dtype=self.dtype)
 
     def verify(self) -> None:
@@ -383,7 +383,7 @@ class ShardedTokens:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids [stop - start], uint16 or uint32, read-only; 0 <= start < stop <= num_tokens.
 
-        Raises BadBlock for damaged tokens, DataError for whatever else keeps them from being read.
+        Raises BadBlockError for damaged tokens, DataError for whatever else keeps them from being read.
         """
         assert 0 <= start < stop <= self.num_tokens, (start, stop, self.num_tokens)
         number = bisect.bisect_right(self._starts, start) - 1
@@ -395,11 +395,11 @@ class ShardedTokens:
     def _read(self, number: int, begin: int, end: int) -> np.ndarray:
         try:
             return self._cache.read(self._directory, self._shards[number], begin, end)
-        except BadBlock as error:
+        except BadBlockError as error:
             first = self._starts[number]
-            raise BadBlock(str(error), first + error.start, first + error.stop) from error
+            raise BadBlockError(str(error), first + error.start, first + error.stop) from error
 
-    def read_around(self, start: int, stop: int, fill: int) -> tuple[np.ndarray, list[BadBlock]]:
+    def read_around(self, start: int, stop: int, fill: int) -> tuple[np.ndarray, list[BadBlockError]]:
         """`read`, with `fill` in the place of every damaged token, and the damaged blocks, in order.
 
         Which tokens are filled depends on the blocks alone, not on start and stop.
@@ -409,7 +409,7 @@ class ShardedTokens:
             try:
                 parts.append(self.read(start, stop))
                 break
-            except BadBlock as bad:
+            except BadBlockError as bad:
                 if bad.start > start:
                     parts.append(self.read(start, bad.start))
                 end = min(stop, bad.stop)

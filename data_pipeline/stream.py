@@ -22,6 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Corpus
 from data_pipeline.mixture import Mixture
 from data_pipeline.permutation import block_permutation
+from data_pipeline.shards import BadBlockError
 
 IGNORED_LABEL = -100
 DEFAULT_SHUFFLE_BLOCK_TOKENS = 2048
@@ -129,13 +130,48 @@ class TokenStream:
             begin, left = self._place(source, offset + filled)
             size = min(left, self.sequence_length - filled)
             # One token more, for the label of the last; the very last token of a source has no next.
-            piece = tokens.read(begin, min(begin + size + 1, tokens.num_tokens))
+            piece, hidden = self._read_piece(source, begin, min(begin + size + 1, tokens.num_tokens))
             self._check_ids(piece, source, begin)
             inputs[filled : filled + size] = piece[:size]
             labels[filled : filled + size][: len(piece) - 1] = piece[1:]
+            if hidden is not None:
+                labels[filled : filled + size][: len(piece) - 1][hidden[1:]] = IGNORED_LABEL
             labels[filled + len(piece) - 1 : filled + size] = IGNORED_LABEL
             starts[filled] = True
             filled += size
+
+    def _read_piece(self, source: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids of the tokens begin..end-1, and which of them are damaged and replaced (None: none).
+
+        A damaged token is shown as an end of document and never asked for as a label. That is a function of the token
+        alone: the same for every layout, and every source keeps its share of the positions.
+        """
+        tokens = self.corpus.tokens(source)
+        try:
+            return tokens.read(begin, end), None
+        except BadBlockError:
+            if self.corpus.on_bad_block is None:
+                raise
+        ids, damaged = tokens.read_around(begin, end, self.corpus.manifest.end_of_document_id)
+        hidden = np.zeros(end - begin, dtype=bool)
+        for bad in damaged:
+            self.corpus.on_bad_block(source, bad)
+            hidden[max(0, bad.start - begin) : bad.stop - begin] = True
+        return ids, hidden
+
+    def prefetch(self, positions: Sequence[int]) -> None:
+        """Begin to fetch what `read` of these positions needs; returns at once. Nothing for a local corpus."""
+        if not self.corpus.is_remote:
+            return
+        for position in positions:
+            source, index = self.mixture.lookup(int(position))
+            offset = self.cursors[source] + index * self.sequence_length
+            end, last = offset + self.sequence_length, self.corpus.manifest.sources[source].train.tokens
+            while offset < end:
+                begin, left = self._place(source, offset)
+                size = min(left, end - offset)
+                self.corpus.prefetch(source, begin, min(begin + size + 1, last))
+                offset += size
 
     def _place(self, source: int, offset: int) -> tuple[int, int]:
         """Token `offset` of the shuffled stream -> (token in file order, tokens left in its block)."""

@@ -1,6 +1,6 @@
 """Our stream beside Megatron-core's GPTDataset and BlendedDataset, on the same tokens: `make bench-data` runs this.
 
-The journey: documents of realistic lengths in 50 sources are written twice, as Megatron's .bin/.idx and as our shards ->
+The journey: documents of realistic lengths in 50 sources are written as Megatron's .bin/.idx and as our shards ->
 start-up of both for 1e6, 1e7 and 1e8 samples, each in a process of its own (its time and peak memory are its own) ->
 both readers in one process, in turns -> ratio errors -> what a longer run does to the first samples. Rewrites
 docs/benchmarks/data_megatron.md. Nothing is asserted here.
@@ -178,10 +178,10 @@ def head(load: tuple[float, float, float], facts: dict[str, Any]) -> list[str]:
         f"`python -m tests.benchmarks.data_megatron` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: "
         f"{platform.machine()}, {model}, {len(os.sched_getaffinity(0))} cores, load average at the start "
         f"{load[0]:.1f}, {packages}.",
-        f"The same {facts['documents']:,} documents, {facts['tokens']:,} tokens of 4 bytes in {len(SOURCES)} sources, as "
-        f"Megatron's .bin/.idx and as our shards; samples of {SEQUENCE_LENGTH} tokens; lengths log-normal, mean "
-        f"{facts['tokens'] / facts['documents']:,.0f} tokens. More samples than tokens are epochs, for both. Megatron's "
-        "C++ index builder is the compiled one of its wheel.",
+        f"The same {facts['documents']:,} documents, {facts['tokens']:,} tokens of 4 bytes in {len(SOURCES)} sources, "
+        f"as Megatron's .bin/.idx and as our shards; samples of {SEQUENCE_LENGTH} tokens; lengths log-normal, mean "
+        f"{facts['tokens'] / facts['documents']:,.0f} tokens. More samples than tokens are epochs, for both. "
+        "Megatron's C++ index builder is the compiled one of its wheel.",
         "",
     ]
 
@@ -224,7 +224,7 @@ def page(folder: Path) -> list[str]:
         "",
         f"Worst deviation from the shares over {PREFIXES + 2000:,} prefixes, in sequences: {worst}.",
         f"Same seed, {EXTENDED[1]:,} samples planned instead of {EXTENDED[0]:,}: of the first {COMPARED} samples are "
-        f"equal: {same}. A run of ours that is extended goes on as a new segment, so all that was read stays as it was.",
+        f"equal: {same}. A run of ours that is extended goes on as a new segment: what was read stays as it was.",
     ]
 
 
