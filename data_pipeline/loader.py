@@ -103,8 +103,9 @@ class StreamLoader(Iterator[list[Batch]]):
     def close(self) -> None:
         """Stop the reading thread and wait for it; safe to call twice."""
         self._stop.set()
-        self._stream.corpus.interrupt()  # a remote that does not answer must not hold up the end
-        self._thread.join()
+        while self._thread.is_alive():
+            self._stream.corpus.interrupt()  # a remote that does not answer must not hold up the end
+            self._thread.join(_POLL_SECONDS)
 
     def __enter__(self) -> "StreamLoader":
         return self

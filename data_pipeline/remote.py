@@ -16,6 +16,7 @@ import os
 import random
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -62,8 +63,8 @@ class Remote:
         self._reading = reading
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"data.corpus_dir={url}: cannot be read ({error}); install what it names") from error
+        except (ImportError, ValueError, OSError) as error:
+            raise DataError(f"data.corpus_dir={url}: cannot be used ({error}); install or correct it") from error
         # A request of a file system without coroutines cannot be ended when its time is over.
         if not isinstance(self._fs, AsyncFileSystem | MemoryFileSystem | LocalFileSystem):
             scheme = urlsplit(url).scheme
@@ -90,7 +91,7 @@ class Remote:
         self.read(file, 1, 1)
 
     def interrupt(self) -> None:
-        """End the reads that are in progress in other threads, with ReadInterruptedError. Later reads are not touched."""
+        """End the reads that other threads are in, with ReadInterruptedError. Later reads are not touched."""
         with self._condition:
             self._interrupts += 1
             self._condition.notify_all()
@@ -212,7 +213,8 @@ def mirror_small_files(remote: Remote, folder: Path, files: dict[str, bool], max
             temporary.write_bytes(content)
             temporary.replace(folder / name)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             raise DataError(
                 f"data.cache_dir: {folder / name} cannot be written ({error.strerror}); free space"
             ) from error

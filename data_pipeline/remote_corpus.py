@@ -1,6 +1,5 @@
 """Opening a corpus behind a URL: its small files are copied, its shards come through the cache."""
 
-import tempfile
 from pathlib import Path
 
 from data_pipeline.chunk_cache import ChunkCache

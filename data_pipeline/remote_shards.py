@@ -23,6 +23,7 @@ from data_pipeline.remote import Remote
 from data_pipeline.shards import HEADER_BYTES, ShardInfo, ShardLayout
 
 _MAX_WAITING = 4096
+_POLL_SECONDS = 0.05
 
 
 class RemoteShards:
@@ -111,13 +112,14 @@ class RemoteShards:
 
     def close(self) -> None:
         """End the threads; safe to call twice. Reading goes on without them."""
-        self.interrupt()
         with self._lock:
             threads, self._threads = self._threads, []
         for _ in threads:
             self._queue.put(None)
-        for thread in threads:
-            thread.join()
+        while threads:
+            self.interrupt()
+            threads[0].join(_POLL_SECONDS)
+            threads = [thread for thread in threads if thread.is_alive()]
 
 
 class RemoteFile:

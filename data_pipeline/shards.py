@@ -219,8 +219,9 @@ class ShardReader:
         self.name = self._source.name
         rereads = _REREADS
         while True:
+            head = self._source.read(0, HEADER_BYTES)
             try:
-                self._read_header(expected)
+                self._read_header(head, expected)
                 break
             except DataError:
                 if rereads == 0 or not self._source.forget(0, HEADER_BYTES):
@@ -228,8 +229,7 @@ class ShardReader:
                     raise
                 rereads -= 1
 
-    def _read_header(self, expected: ShardInfo | None) -> None:
-        head = self._source.read(0, HEADER_BYTES)
+    def _read_header(self, head: bytes, expected: ShardInfo | None) -> None:
         if len(head) < HEADER_BYTES:
             raise self._corrupt(0, f"{len(head)} bytes long, shorter than the {HEADER_BYTES}-byte header")
         magic, version, itemsize, tokens, block, footer, tag, _, checksum = _HEADER.unpack(head)
@@ -256,7 +256,7 @@ class ShardReader:
         return DataError(f"{self.name}: corrupt shard at byte {offset}: {what}; {_REMEDY}")
 
     def blocks(self, first: int, stop: int) -> np.ndarray:
-        """The ids of the blocks first..stop-1, verified, read-only. Raises BadBlockError for the first that is damaged."""
+        """The ids of the blocks first..stop-1, verified, read-only. Raises BadBlockError for the first damaged one."""
         rereads = _REREADS
         while True:
             try:
