@@ -18,9 +18,10 @@ from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.quotas import QuotaPlan
 from data_pipeline.stream import TokenStream
+from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.checkpoint.discovery import Found
-from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
+from loopcoder_train.config import EngineKind, OnBadBlock, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
@@ -42,6 +43,7 @@ from loopcoder_train.runtime.watchdog import Watchdog
 from loopcoder_train.training.accounts import Accounts, open_accounts
 from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.evaluate_hook import EvaluateHook
 from loopcoder_train.training.guard_hooks import corruption_hooks, slow_rank_hooks
 from loopcoder_train.training.init_from import init_weights
@@ -83,8 +85,10 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
         enter("opening the corpus", part="corpus")
-        corpus = Corpus.open(config.data.corpus_dir)
+        corpus = open_corpus(config.data)
         stack.callback(corpus.close)
+        if config.data.on_bad_block is OnBadBlock.substitute:
+            corpus.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, corpus)
         plan = plan_mixture(config, corpus.manifest)
         stream = build_stream(config, corpus, plan)
         engine = build_engine(config, process.device)

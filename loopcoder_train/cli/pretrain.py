@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.manifest import Corpus
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.run_dir import check_init_source, checkpoints, prepare
@@ -13,10 +12,11 @@ from loopcoder_train.config.launch import LaunchKind
 from loopcoder_train.config.process import EXIT_USER_ERROR
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.mixture import plan_mixture
 
-PATHS = ("run_dir", "data.corpus_dir", "model.init_from", "checkpoint.mirror_dir")
+PATHS = ("run_dir", "data.corpus_dir", "data.cache_dir", "model.init_from", "checkpoint.mirror_dir")
 
 
 def run(arguments: list[str]) -> int:
@@ -86,6 +86,6 @@ def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
 
 def check_corpus(config: RunConfig) -> None:
     """The corpus exists, is whole, fits the model's vocabulary, and can give the tokens that the run asks for."""
-    corpus = Corpus.open(config.data.corpus_dir)
+    corpus = open_corpus(config.data)
     plan_mixture(config, corpus.manifest)
     corpus.close()

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from loopcoder_train.config.data_reading import DataReading
 from loopcoder_train.config.errors import require, require_positive
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(DataReading):
     """The corpus (built by ``loopcoder data build``) and how its sources are mixed, by tokens."""
 
     corpus_dir: str = "corpora/default"
@@ -20,6 +21,7 @@ class DataConfig:
     prefetch_steps: int = 2  # steps read ahead by the loader's thread
 
     def __post_init__(self) -> None:
+        self.check_reading(self.corpus_dir)
         require_positive(
             data__sequence_length=self.sequence_length,
             data__max_repeats=self.max_repeats,
