@@ -14,8 +14,6 @@ folder's count of bytes and, when that goes over, counts anew and removes the ch
 import fcntl
 import os
 import struct
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +25,7 @@ from data_pipeline.reading import MIN_CACHED_CHUNKS
 
 FOLDERS = 64
 KEPT_AFTER_EVICTION = 0.9
-STALE_SECONDS = 3600  # a `.partial` this old belongs to a process that was killed
+_COUNT, _PARTIAL = "bytes", "partial"
 _MAGIC = b"LCCHUNK1"
 _HEADER = struct.Struct("<8s16sQQ")
 
@@ -70,15 +68,17 @@ class ChunkCache:
         """Keep content under a key, in the place of what was there."""
         stored = _HEADER.pack(_MAGIC, key, len(content), xxhash.xxh3_64_intdigest(content)) + content
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}.partial")
+        temporary = path.parent / _PARTIAL  # one of a killed process is written over
         try:
             with self._locked(_folder(key)) as counter:
                 self._make_room(path.parent, counter, len(stored))
-                temporary.write_bytes(stored)
+                try:
+                    temporary.write_bytes(stored)
+                except OSError:
+                    temporary.unlink()
+                    raise
                 temporary.replace(path)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise self._error("a chunk cannot be written", error, "free space, or lower data.cache_bytes") from error
 
     def remove(self, key: bytes) -> None:
@@ -92,7 +92,7 @@ class ChunkCache:
     @contextmanager
     def _locked(self, folder: int) -> Iterator[int]:
         """Hold a folder's lock; yields the descriptor of the file that is both lock and count."""
-        descriptor = os.open(self.directory / f"{folder:02x}" / "bytes", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(self.directory / f"{folder:02x}" / _COUNT, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
@@ -109,22 +109,21 @@ class ChunkCache:
 
     def _evict(self, folder: Path, allowed: int) -> int:
         """Remove chunks, the longest unread first, until at most `allowed` bytes are left; returns how many are."""
-        found, now = [], time.time()
+        found = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    if entry.name.endswith(".partial") and now - status.st_mtime > STALE_SECONDS:
-                        Path(entry.path).unlink()
-                    elif entry.name != "bytes":
+                if entry.name == _PARTIAL:  # nobody else writes here now
+                    Path(entry.path).unlink()
+                elif entry.name != _COUNT:
+                    with suppress(FileNotFoundError):  # `remove` takes no lock
+                        status = entry.stat()
                         found.append((status.st_mtime_ns, entry.path, status.st_size))
         left = sum(size for _, _, size in found)
         for _, path, size in sorted(found):
             if left <= allowed:
                 break
-            if path.endswith(".chunk"):
-                Path(path).unlink(missing_ok=True)
-                left -= size
+            Path(path).unlink(missing_ok=True)
+            left -= size
         return left
 
     def _error(self, what: str, error: OSError, remedy: str) -> DataError:
