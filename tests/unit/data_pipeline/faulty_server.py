@@ -43,9 +43,20 @@ def wrong_bytes(handler: "Handler", content: bytes) -> None:
     handler.answer(206, bytes(byte ^ 0x55 for byte in content))
 
 
+def unless_authorized(handler: "Handler", content: bytes) -> None:
+    """401 for who does not bring the secret, else the bytes."""
+    if handler.headers.get("Authorization") == "Bearer s3cret":
+        handler.answer(206, content)
+    else:
+        handler.answer(401, b"")
+
+
 def ignoring_ranges(handler: "Handler", content: bytes) -> None:
     """The whole file, whatever was asked for."""
-    handler.answer(200, handler.whole)
+    if handler.file.is_file():
+        handler.answer(200, handler.file.read_bytes())
+    else:
+        handler.answer(404, b"")
 
 
 def reset(handler: "Handler", content: bytes) -> None:
@@ -77,11 +88,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         remote: FaultyServer = self.server.remote
         file = remote.folder / self.path.lstrip("/")
-        self.whole = file.read_bytes() if file.is_file() else b""
+        self.file, self.num_bytes = file, file.stat().st_size if file.is_file() else 0
         offset, size = self._range()
         request = remote.note(self.path, offset, size)
         fault = remote.fault(request)
-        content = self.whole[offset : offset + size]
+        content = self._content(offset, size)
         try:
             if fault is not None:
                 fault(self, content)
@@ -95,10 +106,17 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the client has left
         self.close_connection = self.close_connection or fault is not None
 
+    def _content(self, offset: int, size: int) -> bytes:
+        if not self.file.is_file():
+            return b""
+        with self.file.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
     def _range(self) -> tuple[int, int]:
         header = self.headers.get("Range")
         if header is None:
-            return 0, len(self.whole)
+            return 0, self.num_bytes
         first, _, last = header.removeprefix("bytes=").partition("-")
         return int(first), int(last) + 1 - int(first)
 

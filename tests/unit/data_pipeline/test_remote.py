@@ -1,5 +1,6 @@
 """A corpus behind a URL gives the tokens of the same one on a disk, or one clear error, whatever the network does."""
 
+import hashlib
 import os
 import struct
 import subprocess
@@ -8,17 +9,20 @@ import threading
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import xxhash
 
 from data_pipeline import remote as remote_module
 from data_pipeline.errors import DataError
 from data_pipeline.loader import StreamLoader
-from data_pipeline.manifest import Corpus
+from data_pipeline.manifest import Corpus, Manifest, SourceInfo, canonical_json_hash
 from data_pipeline.quotas import quotas_for
 from data_pipeline.reading import Reading
+from data_pipeline.shards import ShardInfo, ShardWriter, token_dtype
 from data_pipeline.stream import TokenStream
 from tests.unit.data_pipeline import faulty_server as faults
+from tests.unit.data_pipeline.conftest import TOKENIZER_JSON
 from tests.unit.data_pipeline.faulty_server import serving
 
 S, BLOCK, CHUNK = 20, 16, 256
@@ -362,6 +366,89 @@ def test_the_copies_of_the_small_files_follow_the_remote(small_corpus, server, r
     Corpus.open(f"{server.url}/corpus", reading)
     assert not (mirror / "ledger.json").exists()
     assert sorted(path.name for path in mirror.iterdir()) == ["manifest.json", "tokenizer.json"]
+
+
+def run_python(code, *arguments, **environment):
+    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": "", "PYTHONHASHSEED": "0", **environment}
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+
+OPEN = """
+import sys
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Corpus
+from data_pipeline.reading import Reading
+try:
+    print(Corpus.open(sys.argv[1], Reading(cache_dir=sys.argv[2])).manifest.manifest_hash)
+except DataError as error:
+    print(error)
+"""
+
+
+def test_credentials_come_from_the_environment(small_corpus, server, tmp_path):
+    server.fault = lambda request: faults.unless_authorized
+    refused = run_python(OPEN, f"{server.url}/corpus", tmp_path / "cache")
+    assert "401" in refused.stdout and "credentials through the environment" in refused.stdout, refused.stderr
+    # requests carry it, nothing else does
+    known = run_python(
+        OPEN, f"{server.url}/corpus", tmp_path / "cache", FSSPEC_HTTP='{"headers": {"Authorization": "Bearer s3cret"}}'
+    )
+    assert known.stdout.strip() == small_corpus.manifest.manifest_hash, known.stdout + known.stderr
+    kept = [path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert kept and not any(b"s3cret" in content for content in kept)
+
+
+PEAK = """
+import sys
+from data_pipeline.manifest import Corpus
+from data_pipeline.reading import Reading
+corpus = Corpus.open(sys.argv[1], Reading(cache_dir=sys.argv[2], cache_bytes=1 << 26, chunk_bytes=1 << 17))
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+tokens, step = corpus.tokens(0), 1 << 16
+tokens.read(0, step)
+before, total = peak(), 0
+for start in range(0, tokens.num_tokens, step):
+    if start + 9 * step <= tokens.num_tokens:
+        corpus.prefetch(0, start + step, start + 9 * step)
+    total += int(tokens.read(start, start + step).sum())
+corpus.close()
+print(total, peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """128 MB of tokens, through a cache of 64 MB, in less memory than a third of that."""
+    ids = np.random.default_rng(0).integers(1, 60_000, size=1 << 22)
+    source = SourceInfo(name="prose", kind="text", language="prose")
+    folder = tmp_path / "large"
+    for number in range(16):
+        file = f"shards/prose/train-{number:05d}.tokens"
+        dtype = token_dtype(60_000)
+        with ShardWriter(folder / file, dtype=dtype, block_tokens=4096, tokenizer_hash="ab" * 32) as writer:
+            writer.append(ids)
+            source.train.shards.append(ShardInfo(file=file, num_tokens=ids.size, checksum=writer.close()))
+        ids = np.roll(ids, 1)
+    source.train.tokens = 16 * ids.size
+    (folder / "tokenizer.json").write_bytes(TOKENIZER_JSON)
+    Manifest(
+        sources=[source],
+        tokenizer_hash=canonical_json_hash(TOKENIZER_JSON, Path("t")),
+        tokenizer_file_sha256=hashlib.sha256(TOKENIZER_JSON).hexdigest(),
+        vocab_size=60_000,
+        end_of_document_id=0,
+        dtype="uint16",
+        block_tokens=4096,
+    ).save(folder)
+    with serving(tmp_path) as remote:
+        result = run_python(PEAK, f"{remote.url}/large", tmp_path / "cache")
+    total, grown = map(int, result.stdout.split())
+    assert total == 16 * int(ids.sum())
+    assert grown < 42_000, f"{grown} KB"
+    stored = sum(path.stat().st_size for path in (tmp_path / "cache" / "chunks").rglob("*.chunk"))
+    assert stored <= 1 << 26
 
 
 def test_local_corpora_import_no_network():
