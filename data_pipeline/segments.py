@@ -112,12 +112,26 @@ class SegmentedStream:
 
     def read(self, batch: int, part: int = 0, parts: int = 1) -> Batch:
         """The `part`-th of `parts` equal contiguous parts of a batch; `parts` must divide its size."""
+        stream, positions = self._part(batch, part, parts)
+        return stream.read(positions)
+
+    def prefetch(self, batch: int, part: int = 0, parts: int = 1) -> None:
+        """Begin to fetch what `read` needs, where the corpus is remote; returns at once."""
+        stream, positions = self._part(batch, part, parts)
+        stream.prefetch(positions)
+
+    def interrupt(self) -> None:
+        """End the reads of remotes that are in progress in other threads; they raise DataError."""
+        for segment in self.segments:
+            segment.stream.corpus.interrupt()
+
+    def _part(self, batch: int, part: int, parts: int) -> tuple[TokenStream, range]:
         segment = self.segments[self.segment_number(batch)]
         size, rest = divmod(segment.global_batch_size, parts)
         if rest:
             raise DataError(f"batch {batch}: {segment.global_batch_size} sequences cannot be cut into {parts} parts")
         first = segment.position(batch) + part * size
-        return segment.stream.read(range(first, first + size))
+        return segment.stream, range(first, first + size)
 
     def tokens(self, num_batches: int) -> int:
         """Tokens of the first `num_batches` batches."""

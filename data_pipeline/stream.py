@@ -24,6 +24,7 @@ from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Corpus
 from data_pipeline.mixture import Mixture
+from data_pipeline.shards import BadBlockError
 
 IGNORED_LABEL = -100
 
@@ -62,6 +63,7 @@ class _Pieces:
     begins: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # column of the last token
     following: list[int] = field(default_factory=list)
+    hidden: list[tuple[int, np.ndarray]] = field(default_factory=list)  # row, columns whose label is damaged
 
 
 class TokenStream:
@@ -130,6 +132,8 @@ class TokenStream:
         labels_BS = np.empty_like(inputs_BS)
         labels_BS[:, :-1] = inputs_BS[:, 1:]
         labels_BS[pieces.rows, pieces.ends] = pieces.following
+        for row, places in pieces.hidden:
+            labels_BS[row, places] = IGNORED_LABEL
         starts_BS = np.zeros((B, S), dtype=bool)
         starts_BS[pieces.rows, pieces.begins] = True
         return _finish(inputs_BS, labels_BS, starts_BS, source_ids_B, self.corpus.manifest.end_of_document_id)
@@ -143,14 +147,53 @@ class TokenStream:
             tokens = self.corpus.tokens(source, "train", place.variant)
             end = place.token + min(place.left, S - filled)
             # One token more, for the label of the last; the very last token of a source has no next.
-            piece = tokens.read(place.token, min(end + 1, tokens.num_tokens))
+            piece, damaged = self._read_piece(source, place.variant, place.token, min(end + 1, tokens.num_tokens))
             size = end - place.token
             ids[filled : filled + size] = piece[:size]
             pieces.rows.append(row)
             pieces.begins.append(filled)
+            is_last = len(piece) == size
+            if damaged is not None:
+                # A damaged token is no label: not of the token before it in this piece, nor of its last one.
+                pieces.hidden.append((row, filled + np.flatnonzero(damaged[1:size])))
+                is_last = is_last or bool(damaged[size])
             filled += size
             pieces.ends.append(filled - 1)
-            pieces.following.append(int(piece[size]) if len(piece) > size else IGNORED_LABEL)
+            pieces.following.append(IGNORED_LABEL if is_last else int(piece[size]))
+
+    def _read_piece(self, source: int, variant: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids of the tokens begin..end-1, and which of them are damaged and replaced (None: none).
+
+        A damaged token is shown as an end of document and never asked for as a label. That is a function of the token
+        alone: the same for every layout, and every source keeps its share of the positions.
+        """
+        tokens = self.corpus.tokens(source, "train", variant)
+        try:
+            return tokens.read(begin, end), None
+        except BadBlockError:
+            if self.corpus.on_bad_block is None:
+                raise
+        ids, bad_blocks = tokens.read_around(begin, end, self.corpus.manifest.end_of_document_id)
+        damaged = np.zeros(end - begin, dtype=bool)
+        for bad in bad_blocks:
+            self.corpus.on_bad_block(source, variant, bad)
+            damaged[max(0, bad.start - begin) : bad.stop - begin] = True
+        return ids, damaged
+
+    def prefetch(self, positions: Sequence[int]) -> None:
+        """Begin to fetch what `read` of these positions needs; returns at once. Nothing for a local corpus."""
+        if not self.corpus.is_remote:
+            return
+        for position in positions:
+            source, index = self.mixture.lookup(int(position))
+            offset = self.cursors[source] + index * self.sequence_length
+            stop = offset + self.sequence_length
+            while offset < stop:
+                place = self.epochs[source].place(offset)
+                size = min(place.left, stop - offset)
+                last = self.corpus.tokens(source, "train", place.variant).num_tokens
+                self.corpus.prefetch(source, place.variant, place.token, min(place.token + size + 1, last))
+                offset += size
 
     def _refuse_ids(self, positions: Sequence[int]) -> NoReturn:
         """Say where the id is that some row has and the vocabulary has not."""
@@ -162,7 +205,8 @@ class TokenStream:
                 place = self.epochs[source].place(offset + filled)
                 tokens = self.corpus.tokens(source, "train", place.variant)
                 size = min(place.left, self.sequence_length - filled)
-                piece = tokens.read(place.token, min(place.token + size + 1, tokens.num_tokens))
+                end = min(place.token + size + 1, tokens.num_tokens)
+                piece, _ = self._read_piece(source, place.variant, place.token, end)
                 worst = int(piece.argmax())
                 if int(piece[worst]) >= vocab_size:
                     raise DataError(

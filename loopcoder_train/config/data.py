@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from loopcoder_train.config.data_reading import DataReading
 from loopcoder_train.config.errors import require, require_positive
 
 
@@ -28,7 +29,7 @@ class SegmentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(DataReading):
     """The corpus (built by ``loopcoder data build``) and how its sources are mixed, by tokens."""
 
     corpus_dir: str = "corpora/default"
@@ -44,6 +45,8 @@ class DataConfig:
     segments: list[SegmentConfig] = field(default_factory=list)  # what changes later in the run
 
     def __post_init__(self) -> None:
+        for corpus_dir in [self.corpus_dir, *(segment.corpus_dir for segment in self.segments if segment.corpus_dir)]:
+            self.check_reading(corpus_dir)
         require_positive(
             data__sequence_length=self.sequence_length,
             data__max_repeats=self.max_repeats,
