@@ -91,6 +91,7 @@ def test_everything_adds_up_along_every_axis_tokens_included(fates):
             total.include(flow)
         for name in ("read", "lost", "train", "heldout", "changed"):
             assert getattr(total, name) == getattr(report.total, name), name
+        assert total.skipped == (report.total.skipped if flows is report.sources else Amount())
     for flow in (report.total, *report.languages, *report.sources):
         steps = list(flow.steps())
         assert [step.stage for step in steps] == ["read", *LOSSES]
@@ -101,6 +102,8 @@ def test_everything_adds_up_along_every_axis_tokens_included(fates):
     for stage in DROPS:
         rows = [reason.amount for reason in report.reasons if reason.stage == stage]
         assert sum(rows, Amount()) == report.total.lost[stage]
+    for before, after in itertools.pairwise(report.reasons):
+        assert before.stage != after.stage or before.amount.documents >= after.amount.documents
     assert {reason.stage for reason in report.reasons} <= {*LOSSES, "skipped"}
     assert {f.source for f in fates} == {flow.name for flow in report.sources}
 
