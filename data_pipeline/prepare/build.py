@@ -23,6 +23,7 @@ from data_pipeline.prepare.graph import Progress
 from data_pipeline.prepare.job import Job
 from data_pipeline.prepare.slurm import is_running, submit
 from data_pipeline.prepare.workspace import BUILDING, Workspace
+from data_pipeline.report.write import report_of_build
 
 _LOCK_FILE = "lock"
 
@@ -52,12 +53,9 @@ def build_corpus(config: BuildConfig, progress: Progress = print) -> Manifest | 
             return None
         graph.run(job, progress)
         shutil.rmtree(folder)
-    manifest = Corpus.open(final).manifest
-    tokens = sum(source.train.tokens for source in manifest.sources)
-    progress(
-        f"{final}: {tokens:,} training tokens in {len(manifest.sources)} sources, {time.monotonic() - began:.0f} s"
-    )
-    return manifest
+    for line in ("", *report_of_build(final), f"{final}: built in {time.monotonic() - began:.0f} s"):
+        progress(line)
+    return Corpus.open(final).manifest
 
 
 def _existing(config: BuildConfig, final: Path) -> Manifest | None:

@@ -14,7 +14,7 @@ from data_pipeline.ledger import STAGES
 from data_pipeline.mixture import KINDS
 
 KEPT = ("train", "heldout")
-LOSSES = tuple(stage for stage in STAGES if stage not in ("skipped", "read", *KEPT))
+LOSSES = tuple(stage for stage in STAGES if stage not in ("skipped", "read", "fim", *KEPT))
 """Stages that take something away, in the order of the graph."""
 TOP = 10
 EVERYTHING = "everything"
@@ -90,6 +90,8 @@ class Flow:
     def add(self, stage: str, amount: Amount) -> None:
         """One row of the ledger, its tokens counted or estimated. Tokens of `read` come from all other rows."""
         match stage:
+            case "fim":
+                return  # changes documents that `train` counts, sentinels included
             case "skipped":
                 self.skipped += amount
                 return

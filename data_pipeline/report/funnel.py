@@ -224,11 +224,12 @@ def _planned_shares(manifest: Manifest, notes: list[str]) -> dict[str, float]:
     name = manifest.build_config.get("language_manifest")
     if not name:
         return {}
-    from data_pipeline.language_manifest import load_language_manifest  # most corpora do not have one
+    from data_pipeline.language_manifest import load_manifest  # most corpora do not have one
 
     code = [source.name for source in manifest.sources if source.kind == "code"]
     try:
-        return dict(load_language_manifest(name).shares_of(code))
+        shares = load_manifest(name).shares_of(code).shares
+        return {source: float(share) for source, share in shares.items()}
     except DataError as error:  # a file of the user that is gone; the numbers of the corpus do not need it
         notes.append(f"planned shares are not shown: {error}")
         return {}
