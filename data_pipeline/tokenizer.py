@@ -82,6 +82,11 @@ class Tokenizer:
             end_of_document_id = backend.token_to_id(end_of_document)
         if end_of_document_id is None:
             raise DataError(f"{path}: has no token {end_of_document!r}; set end_of_document_token to its own")
+        if end_of_document_id not in backend.get_added_tokens_decoder():
+            word = backend.id_to_token(end_of_document_id)
+            raise DataError(
+                f"{path}: end_of_document_token={word!r} is an ordinary word of it; name one of its added tokens"
+            )
         return cls(backend, end_of_document_id, encoder)
 
     def encode(self, text: str) -> list[int]:

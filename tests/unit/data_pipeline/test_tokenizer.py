@@ -134,6 +134,8 @@ def test_bad_tokenizers(tokenizer, tmp_path):
     path.write_text(tokenizer.to_json(), encoding="utf-8")
     with pytest.raises(DataError, match=r"has no token '</s>'; set end_of_document_token"):
         Tokenizer.load(path, "</s>")
+    with pytest.raises(DataError, match="end_of_document_token='the' is an ordinary word"):
+        Tokenizer.load(path, "the")
     with pytest.raises(DataError, match="vocab_size=10: must be >= 280"):
         train_tokenizer(iter(texts()), 10)
 

@@ -95,6 +95,16 @@ def test_what_is_skipped_is_counted(tmp_path):
     )
 
 
+def test_a_file_that_is_too_large_is_not_even_read(tmp_path):
+    path = make(tmp_path / "r", {"large": os.urandom(100_000)})
+    blob = git(path, "rev-parse", "HEAD:large")
+    loose = path / ".git" / "objects" / blob[:2] / blob[2:]
+    loose.chmod(0o644)
+    loose.write_bytes(loose.read_bytes()[:50_000])
+    assert read(path, limit=99_999) == ({}, Counter([TOO_LARGE]))
+    assert read(path, limit=100_000) == ({}, Counter([UNREADABLE]))
+
+
 def hostile_tree(folder: Path, names: list[bytes]) -> Path:
     """A repository whose HEAD has these entries, all of one blob; written as raw objects, like an attacker would."""
     folder.mkdir()

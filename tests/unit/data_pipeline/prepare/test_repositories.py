@@ -22,7 +22,7 @@ NAME, SEPARATOR = (SPECIAL_TOKENS.index(token) for token in REPOSITORY_TOKENS)
 # language -> {path: text}, the file whose references are asked for comes first; and what they are.
 CASES = [
     ("Python", {
-        "pkg/sub/a.py": "import os, pkg.b as q\nfrom . import c\nfrom ..d import (e,\n f as g)\nfrom pkg.sub import h\nfrom ...x import y\n",
+        "pkg/sub/a.py": "import os, pkg.b as q, pkg.sub.a\nfrom . import c\nfrom ..d import (e,\n f as g)\nfrom pkg.sub import h\nfrom ...x import y\n",
         "pkg/b.py": "", "pkg/sub/c.py": "", "pkg/d/__init__.py": "", "pkg/d/e.py": "", "pkg/d/f.py": "", "pkg/sub/h.py": "",
         "pkg/os/b.py": "", "x.py": "",
     }, ["pkg/b.py", "pkg/d/__init__.py", "pkg/d/e.py", "pkg/d/f.py", "pkg/sub/c.py", "pkg/sub/h.py", "x.py"]),
@@ -123,6 +123,10 @@ def test_readme_first_then_neighbours_stay_together():
     files.append(RepositoryFile(path="README.md", text="import a", language="Markdown"))
     files.append(RepositoryFile(path="docs/README.md", text="", language="Markdown"))
     assert ordered(files) == ["README.md", "lib.py", "a.py", "b.py", "docs/README.md", "z.py"]
+
+
+def test_what_one_file_refers_to_comes_by_path():
+    assert ordered(python({"a": ["z", "x", "y"], "x": [], "y": [], "z": []})) == ["x.py", "y.py", "z.py", "a.py"]
 
 
 def test_two_files_of_one_path_are_both_kept():
