@@ -161,8 +161,7 @@ def _by_extension() -> dict[str, Claim]:
 def _claims(field: str, spell: Callable[[str], str]) -> dict[str, Claim]:
     found: dict[str, list[str]] = {}
     for name, entry in table().items():
-        # A language may list `.r` and `.R`: one claim.
-        for key in dict.fromkeys(map(spell, entry.get(field, ()))):
+        for key in map(spell, entry.get(field, ())):
             found.setdefault(key, []).append(name)
     return {key: Claim(tuple(names), key, field == "filenames") for key, names in found.items()}
 

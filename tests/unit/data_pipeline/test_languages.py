@@ -57,6 +57,7 @@ def test_extensions():
         ('#!/bin/bash\nexec /usr/bin/env scala "$0" "$@"\n!#\n', "Scala"),
         ('#!/bin/sh\nexec guile -s "$0" "$@"\n!#\n', "Scheme"),
         ('#!/bin/sh\nexec 3>&1\necho "$0"\n', "Shell"),
+        ('#!/usr/bin/env python3\nexec tclsh "$0"\n', "Python"),  # only a shell's exec
         ("#!/usr/bin/nothing-known\n", None),
         ("#!", None),
         ("#!\n/bin/sh\n", None),

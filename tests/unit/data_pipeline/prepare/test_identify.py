@@ -50,6 +50,8 @@ FILES = [
     ("x.h", "// -*- mode: c++; tab-width: 4 -*-\nint x;\n", "C++", How.modeline),
     ("x.t", "1;\n\n# vim: set ft=perl:\n", "Perl", How.modeline),
     ("conf", "# vim: ft=lua\n", "Lua", How.modeline),
+    ("conf", "\n" * 20 + "# vim: ft=lua\n", "Lua", How.modeline),
+    ("conf", "\n" * 20 + "# vim: ft=lua\n" + "\n" * 20, None, How.unknown),  # neither among the first nor the last
     ("x.h", "/* -*- python -*- */\nint x;\n", "C", How.content),
     # Shared extensions.
     ("x.h", "#ifndef X_H\n#define X_H\nint f(struct s *p); /* class: none of C++ */\n#endif\n", "C", How.content),
@@ -118,14 +120,16 @@ FILES = [
     # Nothing decides: the most frequent one.
     ("x.pl", "", "Perl", How.preferred),
     ("x.cls", "\n", "TeX", How.preferred),
+    ("x.cls", PYTHON, "TeX", How.preferred),  # the model says Python, which has no claim
     ("x.v", "", "Verilog", How.content),  # without the marks of the others
     # No claim, no `#!`: the model, where it is sure.
     ("script", PYTHON, "Python", How.model),
     ("plain", "just a few words\n", None, How.unknown),
-    ("plain", "a = 1\nb = 2\n", None, How.unknown),  # a guess of the model, with a low score
+    ("plain", "int main() { return 0; }\n", None, How.unknown),  # C, with a score of 0.76
     ("", "", None, How.unknown),
     ("notes.xyzzy", PYTHON, None, How.unknown),
     ("bytes", "\0\1\2\3" * 100, None, How.unknown),
+    ("bytes", "\0asm\1\0\0\0" + "\0\1\2" * 300, None, How.unknown),  # the model is sure: wasm, but that is no text
     ("broken", "\ufffd" * 50, None, How.unknown),
 ]  # fmt: skip
 
@@ -203,6 +207,7 @@ def test_every_shared_name_has_rules_for_its_own_languages():
 
 def test_a_choice_by_name_alone_is_a_claimant():
     for claim in SHARED.values():
+        assert len(set(claim.languages)) == len(claim.languages)
         assert languages.preferred(claim) in claim.languages
 
 
@@ -231,3 +236,5 @@ def test_no_text_keeps_a_pattern_busy(key):
             run = filler * (HEAD_CHARACTERS // len(filler))
             for word in ("", *words):
                 regex.search(f"{word} {run}")
+        for word in dict.fromkeys(re.findall(r"[A-Za-z_]{3,}", re.sub(r"\\[a-zA-Z]", " ", pattern))[:40]):
+            regex.search(f"{word}{' ' * HEAD_CHARACTERS}")
