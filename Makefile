@@ -5,6 +5,7 @@
 # make test-faults  real runs and a real SLURM, broken on purpose, about half an hour
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/ (40 minutes on two cores)
+# make bench-data  the data pipeline beside others: Megatron's datasets, other encoders; what 18T tokens need (15 minutes)
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: setup quickstart test lint bench test-gpu test-parallel test-faults clean
+.PHONY: setup quickstart test lint bench bench-data test-gpu test-parallel test-faults clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +45,12 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.checkpoint
 	$(BIN)/python -m tests.benchmarks.guards
 	$(BIN)/python -m tests.benchmarks.restart
+
+bench-data: setup
+	$(BIN)/python -m tests.benchmarks.data_prepare
+	$(BIN)/python -m tests.benchmarks.tokenising
+	$(BIN)/python -m tests.benchmarks.data_megatron
+	$(BIN)/python -m tests.benchmarks.stream_18t
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed
