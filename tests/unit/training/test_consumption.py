@@ -13,7 +13,7 @@ from loopcoder_train.training.state import TrainingState
 from tests.unit.training.fakes import FakeEngine, NumpyBatch
 
 # Two segments: other sources, other sequence length, other batch size.
-NAMES = {0: ["prose", "python"], 1: ["rust", "python", "prose"]}
+NAMES = {0: ["prose", "python"], 1: ["rust", "prose", "python"]}
 SHAPES = {0: (4, 8), 1: (6, 16)}
 CHANGE = 5
 
