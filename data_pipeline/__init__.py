@@ -6,7 +6,7 @@
     split       which documents are held out, by hash of the same normalised content
     tokenizer   byte-level BPE with reserved sentinels
     shards      token ids on disk: header, ids, one checksum per block
-    remote      shards behind a URL: requests with patience (remote), copies on a disk (chunk_cache), both (remote_shards)
+    remote      shards behind a URL: patient requests (remote), copies on a disk (chunk_cache), both (remote_shards)
     manifest    what a finished corpus is made of; Corpus opens it without reading the tokens
     ledger      documents, bytes and tokens per language and stage, with reasons
     mixture     which sequence of which source comes at a position, in closed form
