@@ -64,7 +64,10 @@ class StreamLoader(Iterator[list[Batch]]):
 
     def _run(self) -> None:
         try:
-            for step in self._steps:
+            for number, step in enumerate(self._steps):
+                if number == 0:
+                    self._stream.prefetch(step, self._rank, self._num_ranks)
+                self._stream.prefetch(step + 1, self._rank, self._num_ranks)
                 if not self._put(self._read(step)):
                     return
             self._put(None)
@@ -101,7 +104,9 @@ class StreamLoader(Iterator[list[Batch]]):
     def close(self) -> None:
         """Stop the reading thread and wait for it; safe to call twice."""
         self._stop.set()
-        self._thread.join()
+        while self._thread.is_alive():
+            self._stream.interrupt()  # a remote that does not answer must not hold up the end
+            self._thread.join(_POLL_SECONDS)
 
     def __enter__(self) -> "StreamLoader":
         return self

@@ -12,14 +12,19 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from data_pipeline.errors import DataError, nearest_hint
-from data_pipeline.shards import ShardCache, ShardedTokens, ShardInfo
+from data_pipeline.reading import Reading, is_remote, local_path
+from data_pipeline.shards import BadBlockError, ShardCache, ShardedTokens, ShardInfo
+
+if TYPE_CHECKING:
+    from data_pipeline.remote_shards import RemoteShards
 
 FORMAT = "loopcoder-corpus"
 # A manifest says the lowest version that can read it: 2 knows prepared variants, and one without them is still a 1.
@@ -150,23 +155,39 @@ class Manifest:
 
 
 class Corpus:
-    """A corpus on disk, opened lazily. Threads may share it.
+    """A corpus, opened lazily: a folder of this machine, or one behind a URL. Threads may share it.
 
-    manifest: the `Manifest`; directory: where it lies; ledger and tokenizer are read when asked for.
+    manifest: the `Manifest`; location: its folder or URL, for messages; directory: where manifest, tokenizer and
+    ledger lie (of a remote corpus: copies below data.cache_dir). on_bad_block: what is told of damaged training tokens
+    (source index, variant, error) when they shall be replaced (stream.py); None: they are an error.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.directory, self.manifest = directory, manifest
-        self._cache = ShardCache()
+    def __init__(
+        self, directory: Path, manifest: Manifest, *, location: str = "", shards: "RemoteShards | None" = None
+    ) -> None:
+        self.directory, self.manifest, self.location = directory, manifest, location or str(directory)
+        self.on_bad_block: Callable[[int, int, BadBlockError], None] | None = None
+        self._remote = shards
+        self._cache = ShardCache(open_source=None if shards is None else shards.open)
         self._tokens: dict[tuple[int, str, int], ShardedTokens] = {}
 
     @classmethod
-    def open(cls, directory: str | Path) -> Self:
-        """Open the corpus in `directory`. Raises DataError when it is missing, damaged or has another tokenizer."""
-        directory = Path(directory)
-        if not (directory / MANIFEST_FILE).is_file():
-            raise DataError(f"{directory}: no corpus there ({MANIFEST_FILE} is missing); {BUILD_REMEDY}")
-        corpus = cls(directory, Manifest.load(directory))
+    def open(cls, location: str | Path, reading: Reading | None = None) -> Self:
+        """Open the corpus at a path or URL (`s3://`, `https://`, `gs://`, `memory://` ...).
+
+        reading: how a remote one is read. Raises DataError when the corpus is missing, damaged or has another
+        tokenizer, and when a remote one is not to be had.
+        """
+        if is_remote(location):
+            from data_pipeline.remote_corpus import open_remote  # fsspec and aiohttp: not for a local corpus
+
+            directory, manifest, shards = open_remote(str(location), reading or Reading())
+            corpus = cls(directory, manifest, location=str(location), shards=shards)
+        else:
+            directory = local_path(location)
+            if not (directory / MANIFEST_FILE).is_file():
+                raise DataError(f"{directory}: no corpus there ({MANIFEST_FILE} is missing); {BUILD_REMEDY}")
+            corpus = cls(directory, Manifest.load(directory))
         corpus._check_tokenizer()
         return corpus
 
@@ -204,9 +225,27 @@ class Corpus:
             self._tokens[key] = ShardedTokens(self.directory, splits[variant].shards, self._cache)
         return self._tokens[key]
 
+    def prefetch(self, source_index: int, start: int, stop: int, variant: int = 0) -> None:
+        """Begin to fetch training tokens start..stop-1 of a source of a remote corpus; nothing for a local one."""
+        if self._remote is not None:
+            for info, begin, end in self.tokens(source_index, "train", variant).parts(start, stop):
+                self._remote.prefetch(info.file, info, begin, end)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether tokens come from a remote, so that `prefetch` does something."""
+        return self._remote is not None
+
+    def interrupt(self) -> None:
+        """End the reads of a remote that are in progress in other threads; they raise DataError."""
+        if self._remote is not None:
+            self._remote.interrupt()
+
     def close(self) -> None:
-        """Close all shard files; reading opens them again."""
+        """Close all shard files and end the threads that fetch; reading opens them again."""
         self._cache.close()
+        if self._remote is not None:
+            self._remote.close()
 
 
 def canonical_json_hash(content: bytes, path: Path) -> str:

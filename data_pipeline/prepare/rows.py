@@ -19,6 +19,7 @@ from data_pipeline.prepare.files import TOO_LARGE, Skip
 Row = tuple[str, dict[str, Any]]
 _JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _PARQUET_BATCH_ROWS = 256
+_READ_BYTES = 1 << 16
 _ZSTD_INPUT_BYTES = 1 << 14  # small: a chunk may decompress to a thousand times its size
 NOT_AN_OBJECT = "line is not a JSON object"
 
@@ -71,7 +72,7 @@ def _open(path: Path) -> BinaryIO:
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
         return io.BufferedReader(_ZstdFile(path))  # type: ignore[return-value]
-    return path.open("rb")
+    return path.open("rb", buffering=_READ_BYTES)
 
 
 class _ZstdFile(io.RawIOBase):

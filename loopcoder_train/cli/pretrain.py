@@ -16,7 +16,7 @@ from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.training.metrics import METRICS_FILE, last_step
 from loopcoder_train.training.token_stream import open_stream
 
-PATHS = ("run_dir", "data.corpus_dir", "model.init_from", "checkpoint.mirror_dir")
+PATHS = ("run_dir", "data.corpus_dir", "data.cache_dir", "model.init_from", "checkpoint.mirror_dir")
 
 
 def run(arguments: list[str]) -> int:

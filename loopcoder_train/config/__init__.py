@@ -5,6 +5,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 """
 
 from loopcoder_train.config.data import DataConfig
+from loopcoder_train.config.data_reading import OnBadBlock
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.guards import GuardsConfig, OnBadStep
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
@@ -40,6 +41,7 @@ __all__ = [
     "LoggingConfig",
     "LoopKind",
     "ModelConfig",
+    "OnBadBlock",
     "OnBadStep",
     "OptimizerConfig",
     "ParallelConfig",

@@ -60,6 +60,7 @@ class ShowOptions:
     """`loopcoder data show`: what a corpus is made of."""
 
     corpus_dir: str = "corpora/default"
+    cache_dir: str | None = None  # for a corpus behind a URL: where its manifest is copied to
 
     def __post_init__(self) -> None:
         require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from loopcoder_train.config.data_reading import DataReading
 from loopcoder_train.config.errors import require, require_positive
 
 
@@ -28,7 +29,7 @@ class SegmentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
+class DataConfig(DataReading):
     """The corpus (built by ``loopcoder data build``) and how its sources are mixed, by tokens."""
 
     corpus_dir: str = "corpora/default"
@@ -44,6 +45,7 @@ class DataConfig:
     segments: list[SegmentConfig] = field(default_factory=list)  # what changes later in the run
 
     def __post_init__(self) -> None:
+        self.check_reading(self.corpus_dir)
         require_positive(
             data__sequence_length=self.sequence_length,
             data__max_repeats=self.max_repeats,
@@ -55,6 +57,8 @@ class DataConfig:
         _check_shares("data", self.text_share, self.shares)
         for number, segment in enumerate(self.segments):
             segment.check(f"data.segments[{number}]")
+            if segment.corpus_dir is not None:
+                self.check_reading(segment.corpus_dir)
 
 
 def _check_shares(option: str, text_share: float, shares: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ from loopcoder_train.model import PLT, build_model
 from loopcoder_train.model.loss import token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, whole
 from loopcoder_train.runtime.device import choose_device
+from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.resume import RunSnapshot
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def load_run(run_dir: str, *, step: int | None, num_loops: int | None, device: D
     config = read_run_config(folder / RUN_CONFIG_FILE)
     checkpoint = _newest_good(folder, step)
     snapshot = RunSnapshot.from_json(checkpoint.state)
-    corpus = Corpus.open(config.data.corpus_dir)
+    corpus = open_corpus(config.data)
     _check_tokenizer(corpus, snapshot)
     chosen = choose_device(device)
     model = load_model(checkpoint, with_loops(config.model, num_loops), config, chosen)

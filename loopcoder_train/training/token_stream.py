@@ -8,6 +8,7 @@ from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream, SegmentOptions
 from loopcoder_train.config.errors import UserError, require
 from loopcoder_train.config.run import RunConfig
+from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.state import TrainingState
 
 
@@ -22,7 +23,7 @@ def open_stream(config: RunConfig) -> Iterator[SegmentedStream]:
     try:
         for segment in config.segments:
             if segment.corpus_dir not in corpora:
-                corpora[segment.corpus_dir] = Corpus.open(segment.corpus_dir)
+                corpora[segment.corpus_dir] = open_corpus(config.data, segment.corpus_dir)
                 _check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
         yield plan_stream(config, corpora)
     finally:
@@ -36,7 +37,7 @@ def _check_vocabulary(config: RunConfig, corpus: Corpus, option: str) -> None:
         vocab_size <= config.model.vocab_size,
         "model.vocab_size",
         config.model.vocab_size,
-        f"must be at least {vocab_size}, the vocabulary of {option}={corpus.directory}",
+        f"must be at least {vocab_size}, the vocabulary of {option}={corpus.location}",
         f"set model.vocab_size={vocab_size} or more",
     )
 

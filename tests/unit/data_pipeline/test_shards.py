@@ -42,7 +42,7 @@ def test_any_range_across_blocks_and_shards(tmp_path):
     infos = [
         write(tmp_path / f"{number}.tokens", IDS[start : start + 333]) for number, start in enumerate((0, 333, 666))
     ]
-    tokens = ShardedTokens(tmp_path, infos, ShardCache(max_open=1, max_blocks=2))
+    tokens = ShardedTokens(tmp_path, infos, ShardCache(max_open=1, max_held_bytes=300))
     random = np.random.default_rng(1)
     for _ in range(200):
         start, stop = sorted(random.choice(1000, size=2, replace=False).tolist())
