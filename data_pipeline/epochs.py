@@ -10,8 +10,8 @@ variant are its tail, which the stream never shows.
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from data_pipeline.manifest import SourceInfo
 from data_pipeline.permutation import block_permutation
@@ -19,8 +19,7 @@ from data_pipeline.permutation import block_permutation
 DEFAULT_SHUFFLE_BLOCK_TOKENS = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a token of a source's stream lies: in which epoch and variant, at which token in file order there, and how
     many tokens of its block are left, itself included."""
 

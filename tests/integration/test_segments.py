@@ -81,6 +81,18 @@ def test_decided_in_mid_run_and_killed_it_equals_the_run_that_knew_bit_for_bit(t
     assert audit.code == 0 and "audit matches: 8 train records" in audit.stdout, audit.stderr
 
 
+def test_two_ranks_of_megatron_cross_the_boundary_with_the_same_tokens(tmp_path, corpus, straight):
+    """Longer and shorter sequences through one engine, and counts that are summed over ranks."""
+    run_dir = tmp_path / "run"
+    steps = [option for option in STEPS if option != "engine=plain"]
+    outcome = pretrain(run_dir, corpus, *steps, *CHANGE, "parallel.world_size=2")
+    assert outcome.code == 0, outcome.stderr
+    assert supervised_tokens(run_dir) == supervised_tokens(straight)
+    assert losses(run_dir)[1] == pytest.approx(losses(straight)[1], rel=2e-3)
+    audit = loopcoder("data", "audit", str(run_dir))
+    assert audit.code == 0 and "audit matches: 8 train records" in audit.stdout, audit.stderr
+
+
 def test_a_finished_run_is_extended_and_audited(tmp_path, corpus, straight):
     run_dir = tmp_path / "run"
     shutil.copytree(straight, run_dir)

@@ -87,6 +87,18 @@ def test_labels_are_the_next_token_in_file_order_and_never_cross_documents(small
         assert batch.labels[inside].tolist() == expected
 
 
+def test_the_last_token_of_a_source_has_no_label(make_corpus):
+    """Nothing follows it in its file. Usually it is the end of a document; here it is a token like any other."""
+    corpus = make_corpus({"c": ("code", [31, 31])})
+    corpus = Corpus(corpus.directory, dataclasses.replace(corpus.manifest, end_of_document_id=999))
+    batch = one_source(corpus, 0, 4, 16, 16).read(range(4))
+    last = source_ids(corpus)[-16:].tolist()
+    for ids, labels in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True):
+        assert labels[:-1] == ids[1:]
+        assert (labels[-1] == IGNORED_LABEL) == (ids == last)
+    assert last in batch.input_ids.tolist()
+
+
 def test_document_ids_change_exactly_after_an_end_and_at_a_seam(small_corpus):
     S, block = 50, 16
     batch = one_source(small_corpus, 0, 20, S, block).read(range(20))

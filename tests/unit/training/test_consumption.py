@@ -1,0 +1,90 @@
+"""Tokens by source: what the steps that were made have read, whatever was refused or undone."""
+
+from collections import Counter
+
+import numpy as np
+
+from loopcoder_train.config import GuardsConfig, OnBadStep
+from loopcoder_train.training.bad_steps import BadStepHook
+from loopcoder_train.training.consumption import ConsumptionHook, side_tokens
+from loopcoder_train.training.loop import Hook, Run, fit
+from loopcoder_train.training.resume import RunSnapshot
+from loopcoder_train.training.state import TrainingState
+from tests.unit.training.fakes import FakeEngine, NumpyBatch
+
+# Two segments: other sources, other sequence length, other batch size.
+NAMES = {0: ["prose", "python"], 1: ["rust", "prose", "python"]}
+SHAPES = {0: (4, 8), 1: (6, 16)}
+CHANGE = 5
+
+
+def segment(batch: int) -> int:
+    return int(batch >= CHANGE)
+
+
+def micro_batches(batch: int) -> list[NumpyBatch]:
+    """The batch in two halves, its sources a function of its number."""
+    rows, length = SHAPES[segment(batch)]
+    random = np.random.default_rng(batch)
+    ids = random.integers(0, 32, (rows, length))
+    sources = random.integers(0, len(NAMES[segment(batch)]), rows).astype(np.int32)
+    half = rows // 2
+    return [
+        NumpyBatch(ids[part], ids[part], np.zeros_like(ids[part]), sources[part])
+        for part in (slice(0, half), slice(half, rows))
+    ]
+
+
+def expected(batches: list[int]) -> dict[str, int]:
+    counts = Counter()
+    for batch in batches:
+        for part in micro_batches(batch):
+            for source in part.source_ids:
+                counts[NAMES[segment(batch)][source]] += SHAPES[segment(batch)][1]
+    return dict(counts)
+
+
+def batch_tokens(batch: int) -> int:
+    rows, length = SHAPES[segment(batch)]
+    return rows * length
+
+
+def run_of(tmp_path, engine: FakeEngine, num_steps: int) -> Run:
+    data = (micro_batches(batch) for batch in range(100))
+    return Run(tmp_path, engine, data, lambda tokens: 0.01, num_steps=num_steps, batch_tokens=batch_tokens)
+
+
+def test_sources_are_counted_by_name_over_segments(tmp_path):
+    state = fit(run_of(tmp_path, FakeEngine(), 9), [ConsumptionHook(lambda batch: NAMES[segment(batch)])])
+    assert state.source_tokens == expected(list(range(9)))
+    assert sum(state.source_tokens.values()) == state.tokens == 5 * 32 + 4 * 96
+
+
+def test_refused_and_undone_steps_are_not_counted(tmp_path):
+    """Batch 2 is skipped; batch 6 goes back to the checkpoint of step 3."""
+    saved: dict[str, RunSnapshot] = {}
+
+    class Saving(Hook):
+        def after_step(self, run: Run, step) -> None:
+            if step.number == 3 and not saved:
+                training = TrainingState.from_json(run.state.to_json())
+                saved["it"] = RunSnapshot(training, {}, {}, {}, {}, run.history.to_json())
+
+    guards = GuardsConfig(nonfinite=OnBadStep.rewind)
+    engine = FakeEngine(losses={3: float("nan"), 7: float("nan")})
+    hooks = [
+        BadStepHook(guards, last_saved=lambda run: 3 if saved else run.state.step, load=lambda: saved["it"]),
+        ConsumptionHook(lambda batch: NAMES[segment(batch)]),
+        Saving(),
+    ]
+    state = fit(run_of(tmp_path, engine, 6), hooks)
+    kept = [0, 1, 3, 7, 8, 9]
+    assert state.batches == 10 and state.discarded_batches == 4
+    assert state.source_tokens == expected(kept)
+    assert saved["it"].training.source_tokens == expected(kept[:3]), "the checkpoint must not change with the run"
+
+
+def test_sides():
+    counts = {"prose": 5, "python": 7, "rust": 1}
+    kinds = {"prose": "text", "python": "code", "rust": "code", "unused": "text"}
+    assert side_tokens(counts, kinds) == {"text_tokens": 5, "code_tokens": 8}
