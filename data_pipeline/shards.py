@@ -9,25 +9,25 @@ The journey of a read: (start, stop) in tokens -> the blocks that hold it -> one
 -> every block is hashed before any of its ids leaves this file. Some verified blocks are kept, as copies, so that
 what is returned is always what was verified. Reads use `pread`, not a memory map: a map of a file that is truncated
 meanwhile kills the process with SIGBUS, and thousands of maps meet the kernel's limit; both must be errors with a name.
-The bytes of a shard may also come from elsewhere (`ByteSource`): data_pipeline/remote_shards.py.
+The bytes of a shard may also come from elsewhere (`byte_source.py`).
 
 Opening costs one 64-byte read. The header's checksum stands in the manifest: a shard swapped for another is noticed.
 """
 
 import bisect
 import os
-import stat
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import xxhash
 
+from data_pipeline.byte_source import REMEDY, ByteSource, LocalFile
 from data_pipeline.errors import DataError
 
 MAGIC = b"LCTOKENS"
@@ -38,7 +38,6 @@ CHECKSUM_BYTES = 8
 _CHECKSUM = np.dtype("<u8")
 MAX_HELD_BYTES = 16 * 2**20  # of verified blocks, by one corpus
 _REREADS = 3  # times that bytes which may be better next time are read again
-_REMEDY = "restore the file or build the corpus again"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,22 +85,6 @@ class BadBlockError(DataError):
     def __init__(self, message: str, start: int, stop: int) -> None:
         super().__init__(message)
         self.start, self.stop = start, stop
-
-
-class ByteSource(Protocol):
-    """The bytes of one shard. name: for messages; size: of the file, in bytes."""
-
-    name: str
-    size: int
-
-    def read(self, offset: int, size: int) -> bytes:
-        """These bytes; fewer where the file ends. Raises DataError."""
-
-    def forget(self, offset: int, size: int) -> bool:
-        """Drop copies of these bytes. Whether reading them again may give others."""
-
-    def close(self) -> None:
-        """Release what is held; safe to call twice."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -178,39 +161,6 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-class LocalFile:
-    """A shard on a file system of this machine; a `ByteSource`."""
-
-    def __init__(self, path: str) -> None:
-        self.name, self._descriptor = path, -1
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not be waited for
-            status = os.fstat(self._descriptor)
-        except OSError as error:
-            raise DataError(f"{path}: shard cannot be opened ({error.strerror}); {_REMEDY}") from error
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise DataError(f"{path}: is no regular file; {_REMEDY}")
-        self.size = status.st_size
-
-    def read(self, offset: int, size: int) -> bytes:
-        try:
-            return os.pread(self._descriptor, size, offset)
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot be read at byte {offset} ({error.strerror}); {_REMEDY}") from error
-
-    def forget(self, offset: int, size: int) -> bool:
-        return False
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        self.close()  # a shard that leaves `ShardCache` while another thread reads it is closed after that
-
-
 class ShardReader:
     """One open shard. Raises DataError, with file and byte offset, for anything that is not as it was written."""
 
@@ -247,13 +197,13 @@ class ShardReader:
         if expected is not None and (expected.checksum != self.checksum or expected.num_tokens != tokens):
             raise DataError(
                 f"{self.name}: shard is not the one of the manifest (checksum {self.checksum}, "
-                f"manifest {expected.checksum}); {_REMEDY}"
+                f"manifest {expected.checksum}); {REMEDY}"
             )
         if actual != size:
             raise self._corrupt(min(actual, size), f"{actual} bytes long, should be {size}")
 
     def _corrupt(self, offset: int, what: str) -> DataError:
-        return DataError(f"{self.name}: corrupt shard at byte {offset}: {what}; {_REMEDY}")
+        return DataError(f"{self.name}: corrupt shard at byte {offset}: {what}; {REMEDY}")
 
     def blocks(self, first: int, stop: int) -> np.ndarray:
         """The ids of the blocks first..stop-1, verified, read-only. Raises BadBlockError for the first damaged one."""

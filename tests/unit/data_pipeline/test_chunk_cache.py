@@ -96,6 +96,16 @@ def test_what_a_killed_process_left_is_neither_read_nor_kept(tmp_path):
     assert not (tmp_path / "00" / "partial").exists()
 
 
+@pytest.mark.parametrize("offset", range(0, STORED, 7))
+def test_a_flipped_bit_anywhere_in_a_chunk_is_found(tmp_path, offset):
+    cache = ChunkCache(tmp_path, FOLDERS * 4 * STORED)
+    cache.put(key(0), content(1))
+    stored = bytearray(cache._path(key(0)).read_bytes())
+    stored[offset] ^= 0x20
+    cache._path(key(0)).write_bytes(stored)
+    assert cache.get(key(0)) is None
+
+
 def test_a_chunk_under_another_name_is_not_taken(tmp_path):
     cache = ChunkCache(tmp_path, FOLDERS * 4 * STORED)
     cache.put(key(0), content(0))

@@ -136,6 +136,16 @@ def test_what_does_not_pass_is_an_error_with_url_bytes_attempts_and_cause(server
     assert len(server.requests) > 1
 
 
+def test_an_answer_that_is_always_short_is_an_error_after_a_few_attempts(server, reading):
+    remote = remote_module.Remote(server.url, reading)
+    whole = (server.folder / "corpus" / "manifest.json").read_bytes()
+    server.fault = lambda request: faults.short if request.earlier == 0 else None
+    assert remote.read("corpus/manifest.json", 5, 100) == whole[5:105]
+    server.fault = lambda request: faults.short
+    with pytest.raises(DataError, match="file ended early: 99 bytes came instead of 100, 4 attempts"):
+        remote.read("corpus/manifest.json", 6, 100)
+
+
 def test_a_server_that_ignores_ranges_is_refused_when_the_corpus_is_opened_and_later(small_corpus, server, reading):
     corpus = Corpus.open(f"{server.url}/corpus", reading)
     server.fault = lambda request: faults.ignoring_ranges
