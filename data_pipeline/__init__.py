@@ -10,7 +10,10 @@
     ledger      documents, bytes and tokens per language and stage, with reasons
     mixture     which sequence of which source comes at a position, in closed form
     permutation which block of a source comes next, in closed form
+    epochs      the stream of one source: epoch after epoch over its prepared variants
+    quotas      how many sequences each source gives: shares and caps on repeats
     stream      positions -> batches; a pure function of (corpus, mixture, seed, position)
+    segments    a run is a list of streams, each going on where those before it stopped
     loader      the part of each step that one data-parallel rank needs, prefetched
     build, show the two commands: make a corpus, look at one
 

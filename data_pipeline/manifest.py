@@ -67,6 +67,10 @@ class SourceInfo:
         """`train` and the further variants, in the order of the epochs."""
         return [self.train, *self.variants]
 
+    def split(self, name: str) -> SplitInfo:
+        """`train`, its first variant, or `heldout`."""
+        return {"train": self.train, "heldout": self.heldout}[name]
+
 
 @dataclass(kw_only=True)
 class Manifest:

@@ -342,7 +342,12 @@ def build_hooks(
         logger_run_ids=logger_run_ids(config, snapshot) if process.rank == 0 else {},
     )
     return [
-        BadStepHook(config.guards, last_saved=saving.last_saved, load=lambda: resume(config, engine, process, console)),
+        BadStepHook(
+            config.guards,
+            last_saved=saving.last_saved,
+            load=lambda: resume(config, engine, process, console),
+            segment_of=stream.segment_number,
+        ),
         ConsumptionHook(stream.names_of),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps, kinds=stream.kinds),
         *slow_rank_hooks(config, process.world_size),

@@ -38,7 +38,8 @@ class BadStepHook(Hook):
     """Judges every step; skips, rewinds or stops as `config` says.
 
     `last_saved(run)`: step of the last good checkpoint, after waiting for one that is being written; 0 without one.
-    `load()`: fill the engine from it and return its state. Both are collective.
+    `load()`: fill the engine from it and return its state. Both are collective. `segment_of(batch)`: which segment of
+    the data a batch belongs to; what is usual is learnt anew in each.
     """
 
     doing = "the judgement"
@@ -49,8 +50,9 @@ class BadStepHook(Hook):
         *,
         last_saved: Callable[[Run], int],
         load: Callable[[], RunSnapshot | None],
+        segment_of: Callable[[int], int] = lambda batch: 0,
     ) -> None:
-        self._config, self._last_saved, self._load = config, last_saved, load
+        self._config, self._last_saved, self._load, self._segment_of = config, last_saved, load, segment_of
         self._decided: dict[int, BadStep] = {}
         self._bad: BadStep | None = None
         self._reason = ""
@@ -66,6 +68,7 @@ class BadStepHook(Hook):
     def accepts(self, run: Run, result: StepResult) -> bool:
         """Whether the update may be made; the judged numbers are the largest of any rank."""
         loss, grad_norm = largest(run, result)
+        run.history.enter_segment(self._segment_of(run.state.batches))
         verdict = judge(run.history, self._config, loss, grad_norm)
         former = self._decided.get(run.state.batches)
         if verdict is None and former is not None:

@@ -54,9 +54,17 @@ class StepHistory:
     losses: deque[float] = field(init=False)
     grad_norms: deque[float] = field(init=False)
     ledger: list[BadStep] = field(default_factory=list)
+    segment: int = 0  # of the data, that the remembered steps read
 
     def __post_init__(self) -> None:
         self.losses, self.grad_norms = deque(maxlen=self.length), deque(maxlen=self.length)
+
+    def enter_segment(self, segment: int) -> None:
+        """The next step reads this segment: losses on other data are no yardstick for it."""
+        if segment != self.segment:
+            self.segment = segment
+            self.losses.clear()
+            self.grad_norms.clear()
 
     def keep(self, loss: float, grad_norm: float) -> None:
         """A step was made."""
@@ -96,6 +104,7 @@ class StepHistory:
         return {
             "losses": list(self.losses),
             "grad_norms": list(self.grad_norms),
+            "segment": self.segment,
             "ledger": [entry.to_json() for entry in self.ledger],
         }
 
@@ -106,6 +115,7 @@ class StepHistory:
         try:
             history.losses.extend(float(loss) for loss in values["losses"])
             history.grad_norms.extend(float(norm) for norm in values["grad_norms"])
+            history.segment = int(values.get("segment", 0))
             history.ledger = [BadStep.from_json(entry) for entry in values["ledger"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"checkpoint state: history is not one ({error}); use an older checkpoint") from error

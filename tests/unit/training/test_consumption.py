@@ -3,13 +3,15 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from loopcoder_train.config import GuardsConfig, OnBadStep
-from loopcoder_train.training.bad_steps import BadStepHook
+from loopcoder_train.training.bad_steps import BadStepHook, TrainingDivergedError
 from loopcoder_train.training.consumption import ConsumptionHook, side_tokens
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.resume import RunSnapshot
 from loopcoder_train.training.state import TrainingState
+from loopcoder_train.training.step_history import StepHistory
 from tests.unit.training.fakes import FakeEngine, NumpyBatch
 
 # Two segments: other sources, other sequence length, other batch size.
@@ -82,6 +84,36 @@ def test_refused_and_undone_steps_are_not_counted(tmp_path):
     assert state.batches == 10 and state.discarded_batches == 4
     assert state.source_tokens == expected(kept)
     assert saved["it"].training.source_tokens == expected(kept[:3]), "the checkpoint must not change with the run"
+
+
+def test_what_is_usual_is_learnt_anew_in_every_segment(tmp_path):
+    """A loss that is a spike among the old data's, and would end the run, is none where the data has changed."""
+    guards = GuardsConfig(spike_warmup_steps=3, history_steps=8)
+
+    def discarded(segment_of) -> int:
+        losses = {number: 1.0 + 0.001 * number for number in range(1, CHANGE + 1)} | {
+            CHANGE + 1: 50.0,
+            CHANGE + 2: 50.1,
+        }
+        hook = BadStepHook(guards, last_saved=lambda run: 0, load=lambda: None, segment_of=segment_of)
+        run = run_of(tmp_path, FakeEngine(losses=losses), CHANGE + 2)
+        fit(run, [hook])
+        return run.state.discarded_batches
+
+    assert discarded(segment) == 0
+    with pytest.raises(TrainingDivergedError):
+        discarded(lambda batch: 0)
+
+
+def test_a_history_remembers_its_segment():
+    history = StepHistory()
+    history.enter_segment(2)
+    history.keep(1.0, 1.0)
+    again = StepHistory.from_json(history.to_json(), 8)
+    again.enter_segment(2)
+    assert list(again.losses) == [1.0]
+    again.enter_segment(3)
+    assert not again.losses and not again.grad_norms
 
 
 def test_sides():
