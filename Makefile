@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: setup quickstart test lint bench test-gpu test-parallel test-faults clean
+.PHONY: setup quickstart test lint bench bench-data test-gpu test-parallel test-faults clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,9 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.checkpoint
 	$(BIN)/python -m tests.benchmarks.guards
 	$(BIN)/python -m tests.benchmarks.restart
+
+bench-data: setup
+	$(BIN)/python -m tests.benchmarks.data_megatron
 
 test-parallel: setup
 	$(BIN)/python -m pytest -m exhaustive tests/distributed

@@ -36,7 +36,7 @@ _HEADER = struct.Struct("<8sIIQQQQQQ")
 HEADER_BYTES = _HEADER.size
 CHECKSUM_BYTES = 8
 _CHECKSUM = np.dtype("<u8")
-MAX_HELD_BYTES = 16 * 2**20  # of verified blocks, by one corpus
+MAX_HELD_BYTES = 4 * 2**20  # of verified blocks, by one corpus; little, so that they stay in the processor's cache
 _REREADS = 3  # times that bytes which may be better next time are read again
 
 

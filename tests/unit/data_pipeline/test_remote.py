@@ -307,6 +307,10 @@ def test_a_cache_of_another_corpus_is_not_believed(make_corpus, small_corpus, tm
         assert tokens_of(Corpus.open(f"{server.url}/corpus", reading)) == expected
         others = tokens_of(other)
         assert tokens_of(Corpus.open(f"{server.url}/b", reading)) == others
+        fetched = len(server.of_shards())
+        for name, tokens in (("corpus", expected), ("b", others)):
+            assert tokens_of(Corpus.open(f"{server.url}/{name}", reading)) == tokens
+        assert len(server.of_shards()) == fetched, "the corpora push each other out"
         # Every chunk becomes a copy of another one, under its own name and in its own folder.
         chunks = sorted((tmp_path / "cache" / "chunks").rglob("*.chunk"))
         contents = [chunk.read_bytes() for chunk in chunks]
