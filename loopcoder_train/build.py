@@ -16,9 +16,10 @@ import torch.distributed as dist
 
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream
+from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.checkpoint.discovery import Found
-from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
+from loopcoder_train.config import EngineKind, OnBadBlock, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
@@ -84,6 +85,9 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         enter("opening the corpus", part="corpus")
         stream = stack.enter_context(open_stream(config))
         corpus = stream.segments[0].stream.corpus  # evaluation holds all of the run against its first segment
+        if config.data.on_bad_block is OnBadBlock.substitute:
+            for read in stream.corpora:
+                read.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, read)
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
         state = snapshot.training if snapshot else TrainingState()
