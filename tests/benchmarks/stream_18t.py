@@ -1,7 +1,7 @@
 """18e12 tokens of 103 languages and a text side in sequences of 4096: start, memory, lookups, worst deviations.
 
-`python -m tests.benchmarks.stream_18t [PREFIXES]` writes docs/benchmarks/stream_18t.md (default: 1,000,000 prefixes, a minute).
-The manifest is written to a temporary folder; no token of it exists. tests/unit/data_pipeline/test_stream_18t.py checks
+`python -m tests.benchmarks.stream_18t [PREFIXES]` writes docs/benchmarks/stream_18t.md (1,000,000 prefixes,
+unless told otherwise: a minute). The manifest is written to a temporary folder; no token of it exists. tests/unit/data_pipeline/test_stream_18t.py checks
 the exact figures at fewer prefixes.
 """
 
@@ -159,10 +159,11 @@ def page(stream: SegmentedStream, start: dict[str, float], figures: Figures, man
     above = start["opened_mb"] - start["bare_mb"]
     own = start["opened_mb"] - start["imports_mb"]
     shards = sum(len(source.train.shards) for source in stream.sources().values())
+    worst = f"{figures.worst_source:.3f} sequences ({figures.worst_source_name})"
     return f"""# The stream at 18T tokens
 
-`python -m tests.benchmarks.stream_18t` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()}, load
-average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)} sources, the
+`python -m tests.benchmarks.stream_18t` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()},
+load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)} sources, the
 paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}; a manifest of {manifest_bytes / 1e6:.1f} MB with
 {shards:,} shards, of which no token exists.
 
@@ -172,7 +173,7 @@ paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}; a manifest of 
 | peak memory over a bare interpreter | {above:.1f} MB, {own:.1f} of it the stream's | 100 MB |
 | lookup, {figures.levels} levels | {lookup_microseconds(mixture):.2f} us | 5 us |
 | state in a checkpoint | {len(json.dumps(stream.state(4_000_000)))} bytes | 1 KB |
-| worst source at {figures.prefixes:,} random prefixes | {figures.worst_source:.3f} sequences ({figures.worst_source_name}) | 1.7 |
+| worst source at {figures.prefixes:,} random prefixes | {worst} | 1.7 |
 | worst text : code at these | {figures.worst_side:.3f} sequences | 0.5 |
 """
 
