@@ -1,8 +1,8 @@
 """18e12 tokens of 103 languages and a text side in sequences of 4096: start, memory, lookups, worst deviations.
 
-`python -m tests.benchmarks.stream_18t [PREFIXES]` writes docs/benchmarks/stream_18t.md (1,000,000 prefixes,
-unless told otherwise: a minute). The manifest is written to a temporary folder; no token of it exists. tests/unit/data_pipeline/test_stream_18t.py checks
-the exact figures at fewer prefixes.
+`python -m tests.benchmarks.stream_18t [PREFIXES]` writes docs/benchmarks/stream_18t.md (default: 1,000,000 prefixes, a
+minute). The manifest is written to a temporary folder; no token of it exists. The exact figures at fewer prefixes are
+checked in tests/unit/data_pipeline/test_stream_18t.py.
 """
 
 import json
@@ -163,8 +163,8 @@ def page(stream: SegmentedStream, start: dict[str, float], figures: Figures, man
     return f"""# The stream at 18T tokens
 
 `python -m tests.benchmarks.stream_18t` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()},
-load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)} sources, the
-paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}; a manifest of {manifest_bytes / 1e6:.1f} MB with
+load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)}
+sources, the paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}; a manifest of {manifest_bytes / 1e6:.1f} MB with
 {shards:,} shards, of which no token exists.
 
 | | seen | bound |
