@@ -164,8 +164,8 @@ def page(stream: SegmentedStream, start: dict[str, float], figures: Figures, man
 
 `python -m tests.benchmarks.stream_18t` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()},
 load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)}
-sources, the paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}; a {manifest_bytes / 1e6:.1f} MB manifest of
-{shards:,} shards, of which no token exists.
+sources, the paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}. The manifest has {shards:,} shards and
+{manifest_bytes / 1e6:.1f} MB; no token of them exists.
 
 | | seen | bound |
 |---|---|---|
