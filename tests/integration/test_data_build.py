@@ -61,3 +61,13 @@ def test_every_shard_of_a_built_corpus_is_whole(undisturbed):
         tokens = corpus.tokens(source)
         assert len(tokens.read(0, tokens.num_tokens)) == tokens.num_tokens
     assert any((undisturbed[0] / "dropped").iterdir())
+
+
+@pytest.mark.faults
+def test_ray_builds_the_same_corpus(undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    process = build(tmp_path / "corpus", "executor.kind=ray")
+    output = process.communicate()
+    assert process.returncode == 0, output
+    assert Manifest.load(tmp_path / "corpus").manifest_hash == Manifest.load(undisturbed[0]).manifest_hash
+    assert "WARNING" not in output[1]

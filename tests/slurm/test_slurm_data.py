@@ -38,6 +38,7 @@ def test_job_arrays_build_the_same_corpus(jobs, tmp_path):
     assert again.code == 0 and "already built" in again.stdout
 
 
+@pytest.mark.faults
 def test_a_task_that_fails_ends_the_build_and_is_named(jobs, tmp_path):
     gone = "sources=[{name: gone, kind: folder, path: /nowhere}]"
     on_cluster = ("executor.kind=slurm", "executor.partition=cpu", gone)
