@@ -18,7 +18,7 @@ from data_pipeline.prepare.build import build_corpus
 from data_pipeline.prepare.build_config import BuildConfig
 from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, normalise
 from data_pipeline.prepare.documents import SourceConfig, SourceKind
-from data_pipeline.prepare.executor_config import ExecutorConfig
+from data_pipeline.prepare.executor_config import ExecutorConfig, ExecutorKind
 from data_pipeline.prepare.overlap import mark, overlapping, window_hashes
 from data_pipeline.prepare.phases.exact import duplicates
 from data_pipeline.prepare.phases.read import CONTENT_HASHES
@@ -405,3 +405,18 @@ def test_tasks_change_the_order_only(raw, built, tmp_path):
         # Of copies that differ in details another one may be the first.
         first, second = (sorted(map(normalise, all_documents(corpus, split))) for corpus in corpora)
         assert first == second != []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "executor.workers=0: must be >= 1"),
+        ({"kind": ExecutorKind.slurm}, "executor.partition: is empty"),
+        ({"partition": "cpu"}, "executor.partition=cpu: is an option of executor.kind=slurm"),
+        ({"ray_address": "x:1"}, "executor.ray_address=x:1: is an option of executor.kind=ray"),
+        ({"kind": ExecutorKind.slurm, "partition": "cpu", "sbatch_options": {"--x": "y"}}, "no long option of sbatch"),
+    ],
+)
+def test_options_of_an_executor(options, message):
+    with pytest.raises(DataError, match=message):
+        ExecutorConfig(**options)
