@@ -310,6 +310,16 @@ def test_the_split_does_not_depend_on_the_tasks(counts):
     assert heldout_of(counts, 50, 0.02, 10) == (20, False)
 
 
+def test_a_repository_is_held_out_whole_or_not_at_all():
+    """Forty repositories of five files: the tenth of 200 files is four of them."""
+    hashes = np.repeat(np.array([split_hash(number, seed=0) for number in range(40)], dtype=np.uint64), 5)
+    low = lowest(hashes, np.full(200, 10), 0.02, 18)
+    bound, _ = threshold([low], 200, 2000, 0.02, 18)
+    assert int((hashes < np.uint64(bound)).sum()) == 20
+    bound, _ = threshold([low], 200, 2000, 0.02, 21)  # the fifth would be more than a tenth
+    assert int((hashes < np.uint64(bound)).sum()) == 20
+
+
 def test_a_split_that_falls_short_says_so():
     """One task keeps a giant and few others: what it did not keep cannot be held out."""
     hashes = np.arange(1000, dtype=np.uint64)
