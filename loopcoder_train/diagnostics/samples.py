@@ -57,12 +57,14 @@ class Selection:
 def select_samples(corpus: Corpus, sequence_length: int, num_samples: int, min_tokens: int) -> Selection:
     """The first documents of every source with at least `min_tokens` tokens, about as many of each source.
 
-    Sources share `num_samples` alike; what a small source cannot give is shared by the others. Fewer than
-    `num_samples` where the held-out set has no more. Raises UserError when there is none at all.
+    Sources share `num_samples` alike; what a small source cannot give is shared by the others. No more rows are read
+    than samples are wanted, so there are fewer samples where the held-out set has no more, or hardly any that are long
+    enough. Raises UserError when there is none at all.
     """
     names = corpus.manifest.names
     rows_of = [-(-source.heldout.tokens // sequence_length) for source in corpus.manifest.sources]
-    found = _documents(corpus, sequence_length, min(num_samples, max(rows_of, default=0)), min_tokens)
+    most_rows = max(fair_shares(rows_of, num_samples), default=0)
+    found = _documents(corpus, sequence_length, most_rows, min_tokens)
     wanted = fair_shares([sum(len(spans) for _, spans in rows) for rows in found.rows], num_samples)
     selection = Selection(too_short=found.too_short)
     for source, rows in enumerate(found.rows):
