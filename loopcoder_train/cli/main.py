@@ -42,7 +42,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop
   loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
-  loopcoder diagnose RUN                   what each loop does: states, attention, output, as table and figures
+  loopcoder diagnose RUN                   what each loop does to states, attention and output
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 
 First steps:

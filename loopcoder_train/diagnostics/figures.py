@@ -74,7 +74,7 @@ def _draw_panels(figure: Figure, diagnosis: Diagnosis, panels: Panels) -> None:
         series = {label: diagnosis.series(lens) for lens, label in lenses.items()}
         series = {label: values for label, values in series.items() if values}
         axes.set_title(title, loc="left", fontsize=10)
-        _dress(axes, diagnosis)
+        _dress(axes, range(1, diagnosis.num_loops + 1))
         if not series:
             axes.set_yticks([])
             axes.text(0.5, 0.5, "this model has none", ha="center", va="center", transform=axes.transAxes, color="0.4")
@@ -99,9 +99,9 @@ def _draw_series(axes: Axes, values: dict[int, Estimate], label: str, style: int
     )
 
 
-def _dress(axes: Axes, diagnosis: Diagnosis) -> None:
-    axes.set_xticks(range(1, diagnosis.num_loops + 1), [f"loop {r}" for r in range(1, diagnosis.num_loops + 1)])
-    axes.set_xlim(0.6, diagnosis.num_loops + 0.4)
+def _dress(axes: Axes, loops: range) -> None:
+    axes.set_xticks(loops, [f"loop {loop}" for loop in loops])
+    axes.set_xlim(loops[0] - 0.4, loops[-1] + 0.4)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -111,10 +111,11 @@ def _draw_gain_cost(figure: Figure, diagnosis: Diagnosis) -> None:
     series = gain_cost(diagnosis.estimates, diagnosis.num_loops)
     left = figure.add_subplot()
     right = left.twinx()
-    _dress(left, diagnosis)
+    _dress(left, range(2, diagnosis.num_loops + 1))
     _draw_series(left, {point.loop: point.gain for point in series}, "gain: output shift", 0)
     _draw_series(right, {point.loop: point.cost for point in series}, "cost: offset Omega", 4)
     left.set_yscale("log")
+    left.margins(y=0.4)
     left.set_ylabel("output shift KL(p(r) || p(r-1)), nats", color=_COLOURS[0])
     right.set_ylabel("offset cost Omega(r)", color=_COLOURS[4])
     right.spines["top"].set_visible(False)
