@@ -5,12 +5,14 @@ import json
 import math
 
 import pytest
+import torch
 
 from loopcoder_train.config import Device, LoopKind, UserError
-from loopcoder_train.config.commands import DiagnoseOptions, EvaluateOptions
+from loopcoder_train.config.commands import DiagnoseOptions
 from loopcoder_train.diagnostics.command import diagnose_run
-from loopcoder_train.evaluation.command import evaluate_run
-from tests.unit.evaluation.trained_run import STEPS, train
+from loopcoder_train.diagnostics.samples import select_samples
+from loopcoder_train.evaluation.load import PlainLosses, load_run
+from tests.unit.evaluation.trained_run import STEPS, S, train
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +59,19 @@ def test_table_file_and_figures(trained):
 
 
 def test_the_loss_is_that_of_evaluate(trained):
-    """Over all documents: means weigh tokens alike, as the evaluation does."""
-    diagnosis, _ = diagnose(trained, num_samples=10_000, min_sample_tokens=2)
-    options = EvaluateOptions(run_dir=str(trained), device=Device.cpu, max_sequences_per_source=10_000)
-    report = evaluate_run(options, io.StringIO()).report.overall
-    assert diagnosis.too_short == 0
-    assert diagnosis.sample_tokens == report.supervised_tokens
-    assert [diagnosis.of_loop(loop)["loss"].mean for loop in (1, 2)] == pytest.approx(report.loop_losses, rel=1e-5)
+    """Means weigh tokens alike, as the evaluation does."""
+    diagnosis, _ = diagnose(trained, num_samples=10_000)
+    run = load_run(str(trained), step=None, num_loops=None, device=Device.cpu)
+    losses = PlainLosses(run.model, run.device)
+    total, tokens = torch.zeros(2), 0
+    for row in select_samples(run.corpus, S, 10_000, 4).rows:
+        of_row = losses.token_losses(row.batch)[:, 0]
+        for sample in row.samples:
+            total += of_row[:, sample.first : sample.stop].sum(dim=-1)
+            tokens += len(sample)
+    assert diagnosis.sample_tokens == tokens
+    found = [diagnosis.of_loop(loop)["loss"].mean for loop in (1, 2)]
+    assert found == pytest.approx((total / tokens).tolist(), rel=1e-5)
 
 
 def test_other_numbers_of_loops_have_a_file_of_their_own(trained):
