@@ -63,9 +63,9 @@ def length(x):
     return np.sqrt((x * x).sum(-1))
 
 
-def _cosine(u, v):
-    """0 where an update is zero: with a = 1 the first token of a document reads E in every loop."""
-    return u @ v / length(u) / length(v) if length(u) > 0 and length(v) > 0 else 0.0
+def _cosine(u, v, scale):
+    """0 where an update is rounding: with a = 1 the first token of a document reads E in every loop."""
+    return u @ v / length(u) / length(v) if min(length(u), length(v)) > 1e-4 * scale else 0.0
 
 
 def _dynamics(numbers, config, weights, states):
@@ -78,7 +78,8 @@ def _dynamics(numbers, config, weights, states):
         numbers[r, "effective_rank_raw", None] = rank(h)
         if r == 1:
             continue
-        cosines = [_cosine(u, v) for u, v in zip(h - before, before - states[r - 2], strict=True)]
+        updates = zip(h - before, before - states[r - 2], length(before), strict=True)
+        cosines = [_cosine(u, v, scale) for u, v, scale in updates]
         numbers[r, "angular_change", None] = np.mean(cosines)
         if config.loop_kind is LoopKind.parallel:
             jumps = [length(before[i] - before[i - 1]) for i in range(1, len(before))]

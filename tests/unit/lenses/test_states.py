@@ -39,6 +39,14 @@ def test_updates_that_are_orthogonal_parallel_and_opposite():
     assert angular_change(first + second, first, zero).tolist() == [0.0, 1.0, -1.0]
 
 
+def test_an_update_that_is_rounding_has_no_direction():
+    before = states(4, 50, dtype=torch.float32)
+    rounded = before * (1 + 1e-6)
+    assert not angular_change(rounded, before, states(4, 50, seed=1)).any()
+    assert not angular_change(states(4, 50, seed=1), before, rounded).any()
+    assert angular_change(before * 1.001, before, torch.zeros(4, 50)).tolist() == pytest.approx([1.0] * 4, abs=1e-3)
+
+
 def test_the_offset_is_between_neighbours_and_the_first_token_has_none():
     h = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 16.0]])
     assert offset_cost(h).tolist() == [5.0, 12.0]
