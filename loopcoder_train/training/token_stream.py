@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.loader import StreamLoader
+from data_pipeline.loader import BatchStream, StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream, SegmentOptions
 from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
@@ -27,7 +27,7 @@ def open_stream(config: RunConfig) -> Iterator[SegmentedStream]:
         for segment in config.segments:
             if segment.corpus_dir not in corpora:
                 corpora[segment.corpus_dir] = _open(config, segment.corpus_dir)
-                _check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
+                check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
         yield plan_stream(config, corpora)
     finally:
         for corpus in corpora.values():
@@ -41,7 +41,8 @@ def _open(config: RunConfig, corpus_dir: str) -> Corpus:
     return corpus
 
 
-def _check_vocabulary(config: RunConfig, corpus: Corpus, option: str) -> None:
+def check_vocabulary(config: RunConfig, corpus: Corpus, option: str = "data.corpus_dir") -> None:
+    """UserError when the corpus has tokens that the model has no rows for."""
     vocab_size = corpus.manifest.vocab_size
     require(
         vocab_size <= config.model.vocab_size,
@@ -70,7 +71,7 @@ def plan_stream(config: RunConfig, corpora: dict[str, Corpus]) -> SegmentedStrea
     return SegmentedStream.plan(wanted, seed=config.seed, shuffle_block_tokens=config.data.shuffle_block_tokens)
 
 
-def check_position(stream: SegmentedStream, saved: dict[str, object], state: TrainingState) -> None:
+def check_position(stream: BatchStream, saved: dict[str, object], state: TrainingState) -> None:
     """The saved data position belongs to this stream and to the saved step and discarded batches."""
     batch = stream.check_state(saved)
     if batch != state.batches:
@@ -82,7 +83,7 @@ def check_position(stream: SegmentedStream, saved: dict[str, object], state: Tra
 
 
 def build_loader(
-    config: RunConfig, stream: SegmentedStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
+    config: RunConfig, stream: BatchStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
 ) -> StreamLoader:
     """This rank's micro-batches from `first_batch` on, read ahead by a thread.
 
