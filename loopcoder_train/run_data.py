@@ -80,7 +80,5 @@ def _of_conversations(config: RunConfig, *, verify: bool) -> RunData:
         tokenizer_hash=plan.tokenizer_hash,
         notes=[*(source.note() for source in plan.sources), whole],
         evaluate=evaluate,
-        probe=lambda: spread_rows(
-            list(heldout_rows(plan, 1, config.telemetry.num_sequences)), config.telemetry.num_sequences
-        ),
+        probe=lambda: spread_rows(list(heldout_rows(plan, 1, count)), count),
     )
