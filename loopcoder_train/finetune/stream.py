@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import SourceInfo, SplitInfo
+from data_pipeline.manifest import SourceInfo
 from data_pipeline.permutation import block_permutation
 from data_pipeline.stream import IGNORED_LABEL, Batch
 from loopcoder_train.config.run import RunConfig
@@ -155,4 +155,4 @@ def heldout_rows(plan: Plan, batch_size: int, max_rows_per_source: int | None) -
 
 def heldout_sources(plan: Plan) -> list[SourceInfo]:
     """The sources as an evaluation groups by them; how many bytes a token has is not known."""
-    return [SourceInfo(name=s.name, kind=_KIND, language=_KIND, train=SplitInfo()) for s in plan.sources]
+    return [SourceInfo(name=source.name, kind=_KIND, language=source.name) for source in plan.sources]
