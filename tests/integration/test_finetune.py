@@ -28,7 +28,7 @@ def folder(tmp_path_factory, corpus):
     jsonl(folder / "conversations.jsonl", [*rows(60, words=9), {"messages": [{"role": "user", "content": "x"}]}])
     outcome = loopcoder(*arguments(folder, "tuned"))
     assert outcome.code == 0, outcome.stderr
-    assert re.search("61 conversations, 12 of them held out.*dropped: 1 no assistant message", outcome.stderr)
+    assert re.search("61 conversations, 12 of them held out.*dropped: 1 no assistant message", outcome.stdout)
     return folder
 
 
