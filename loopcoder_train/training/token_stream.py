@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from data_pipeline.loader import StreamLoader
+from data_pipeline.loader import BatchStream, StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream, SegmentOptions
+from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
+from loopcoder_train.config.data_reading import OnBadBlock
 from loopcoder_train.config.errors import UserError, require
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.training.corpus import open_corpus
@@ -23,15 +26,23 @@ def open_stream(config: RunConfig) -> Iterator[SegmentedStream]:
     try:
         for segment in config.segments:
             if segment.corpus_dir not in corpora:
-                corpora[segment.corpus_dir] = open_corpus(config.data, segment.corpus_dir)
-                _check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
+                corpora[segment.corpus_dir] = _open(config, segment.corpus_dir)
+                check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
         yield plan_stream(config, corpora)
     finally:
         for corpus in corpora.values():
             corpus.close()
 
 
-def _check_vocabulary(config: RunConfig, corpus: Corpus, option: str) -> None:
+def _open(config: RunConfig, corpus_dir: str) -> Corpus:
+    corpus = open_corpus(config.data, corpus_dir)
+    if config.data.on_bad_block is OnBadBlock.substitute:
+        corpus.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, corpus)
+    return corpus
+
+
+def check_vocabulary(config: RunConfig, corpus: Corpus, option: str = "data.corpus_dir") -> None:
+    """UserError when the corpus has tokens that the model has no rows for."""
     vocab_size = corpus.manifest.vocab_size
     require(
         vocab_size <= config.model.vocab_size,
@@ -60,7 +71,7 @@ def plan_stream(config: RunConfig, corpora: dict[str, Corpus]) -> SegmentedStrea
     return SegmentedStream.plan(wanted, seed=config.seed, shuffle_block_tokens=config.data.shuffle_block_tokens)
 
 
-def check_position(stream: SegmentedStream, saved: dict[str, object], state: TrainingState) -> None:
+def check_position(stream: BatchStream, saved: dict[str, object], state: TrainingState) -> None:
     """The saved data position belongs to this stream and to the saved step and discarded batches."""
     batch = stream.check_state(saved)
     if batch != state.batches:
@@ -72,7 +83,7 @@ def check_position(stream: SegmentedStream, saved: dict[str, object], state: Tra
 
 
 def build_loader(
-    config: RunConfig, stream: SegmentedStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
+    config: RunConfig, stream: BatchStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
 ) -> StreamLoader:
     """This rank's micro-batches from `first_batch` on, read ahead by a thread.
 
