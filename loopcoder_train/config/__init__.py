@@ -6,6 +6,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.data_reading import OnBadBlock
+from loopcoder_train.config.deepspeed import DeepSpeedConfig
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.guards import GuardsConfig, OnBadStep
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
@@ -28,6 +29,7 @@ __all__ = [
     "ActivationCheckpointing",
     "CheckpointConfig",
     "DataConfig",
+    "DeepSpeedConfig",
     "Device",
     "EngineKind",
     "EvaluationConfig",

@@ -47,6 +47,7 @@ FREE_TO_CHANGE = {
     "data.read_timeout_seconds": "how patiently a remote is read",
     "data.attempt_timeout_seconds": "how patiently a remote is read",
     "data.read_threads": "how a remote is read",
+    "deepspeed": "what lies where; it differs by the order of sums",
     "parallel": "layouts train the same model; they differ by the order of sums",
     "kernels": "kernels compute the same function; they differ by rounding",
     "training.micro_batch_size": "how a batch is cut",

@@ -139,10 +139,9 @@ class PLT(nn.Module):
         config, observer = self.config, observer or Observer()
         documents = Documents.of(input_ids, document_ids)
         rope = rope_tables(documents.positions, config.head_dim, config.rope_theta)
-        weight = self.model.embed_tokens.weight
-        kernels = choose_kernels(self.kernel_config, weight.device, weight.dtype)
-        attend = WholeRows(kernels, documents, config.window_left)
         embedding, hidden = self.model.embed_tokens(input_ids), None
+        kernels = choose_kernels(self.kernel_config, embedding.device, embedding.dtype)
+        attend = WholeRows(kernels, documents, config.window_left)
         shared: list[SharedKV | None] = [None] * config.num_layers
         for loop_number in range(1, config.num_loops + 1):
             step = LoopStep(loop_number, rope, attend, observer)
@@ -180,8 +179,8 @@ class PLT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head(FinalNorm(h)): [B, S, V] from [B, S, d]."""
-        head = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(self.model.norm(hidden), head)
+        normed = self.model.norm(hidden)
+        return F.linear(normed, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
 
 
 def build_model(config: ModelConfig, kernels: KernelConfig | None = None, seed: int = 0) -> PLT:
