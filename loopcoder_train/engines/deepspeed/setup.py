@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from loopcoder_train.config import ActivationCheckpointing, DeepSpeedConfig, Precision, RunConfig
+from loopcoder_train.engines.deepspeed.revisits import release_after_every_visit
 from loopcoder_train.model import PLT
 from loopcoder_train.model.names import is_decayed
 
@@ -45,6 +46,8 @@ def initialize(config: RunConfig, device: torch.device) -> deepspeed.DeepSpeedEn
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=build_optimizer(config, model), config=options, dist_init_required=False
     )
+    if config.deepspeed.zero_stage == 3:
+        release_after_every_visit(engine.optimizer.parameter_offload)
     return engine
 
 
