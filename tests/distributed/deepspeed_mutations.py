@@ -30,6 +30,10 @@ def _off_by_one(pieces):
     return shifted
 
 
+def _rounded(config, device):
+    return _options(config, device) | {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
+
+
 # mistake -> what is patched: (object, attribute, replacement)
 _PATCHES = {
     "mean_over_ranks": [
@@ -40,8 +44,10 @@ _PATCHES = {
         (DeepSpeedEngine, "set_gradient_accumulation_boundary", lambda self, last: _set_boundary(self, True))
     ],
     "refused_gradients_stay": [(view, "discard", lambda self: None) for view in _VIEWS],
+    "refused_sums_stay": [(view, "discard", lambda self: None) for view in _VIEWS],
     "biases_and_norms_decayed": [(setup, "is_decayed", lambda name: True)],
     "not_clipped": [(setup, "deepspeed_options", lambda *args: _options(*args) | {"gradient_clipping": 0.0})],
+    "sums_in_bf16": [(setup, "deepspeed_options", _rounded)],
     "one_learning_rate": [
         (ZeroEngine, "train_step", lambda self, batches, rate, **accept: _train_step(self, batches, 1e-3, **accept))
     ],

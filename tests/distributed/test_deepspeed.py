@@ -21,7 +21,6 @@ TOLERANCE = 1e-6
 # fp32 sums in another order, three steps on; a beta, a decay or a clip that is off shows from 1e-4
 BOUNDS = {"weights_at_the_end": 1e-5, "moments": 1e-5, "refused": 0.0, "tokens": 0, "fingerprints": 0}
 GATHERED = 0.1  # of the model with 6 layers and R loops
-BF16_LOSS_TOLERANCE = 5e-3
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -66,11 +65,12 @@ def test_steps_evaluation_and_telemetry_equal_the_plain_engine(case):
 
 
 @pytest.mark.parametrize("case", cases_of("bf16"))
-def test_bf16_strays_no_further_from_fp32_than_the_plain_engine_does(case):
+def test_bf16_has_fp32_masters_and_sums_like_the_plain_engine(case):
     errors = errors_of(case)
     assert errors["masters"] == 0, "fp32 masters were rounded"
-    assert errors["loss"] <= BF16_LOSS_TOLERANCE
-    assert errors["gradient"] <= 1.1 * errors["plain_gradient"]
+    assert errors["refused"] == 0
+    assert errors["loss"] <= TOLERANCE
+    assert errors["gradient"] <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", cases_of("state"))

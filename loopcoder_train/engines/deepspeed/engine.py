@@ -61,15 +61,17 @@ class ZeroEngine:
         loss, supervised = self._forward_backward(micro_batches)
         self._stopwatch.stop()
         result = StepResult(loss=loss, supervised_tokens=supervised, grad_norm=self._partitions.gradient_norm())
-        if accept(result):
-            for group in self._engine.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._engine.step()
-            result.updated = self._engine.was_step_applied()
-        else:
+        result.updated = accept(result) and self._update(learning_rate)
+        if not result.updated:
             self._partitions.discard()
-            result.updated = False
         return result
+
+    def _update(self, learning_rate: float) -> bool:
+        """DeepSpeed's step; whether it was made."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return self._engine.was_step_applied()
 
     def _forward_backward(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, int]:
         """Loss (nats per supervised token of the global batch) and that number of tokens; gradients stay in ZeRO."""

@@ -4,7 +4,7 @@
     stage 3       every parameter is cut by itself; a group's flat fp32 tensor holds this rank's part of each
 
 DeepSpeed's step computes the norm and decides about the update in one go. `gradient_norm` and `discard` let somebody
-else decide in between; they touch what its own step touches when it finds an overflow, and nothing else.
+else decide in between; they touch what its own step touches when it finds an overflow.
 """
 
 from abc import ABC, abstractmethod
@@ -108,12 +108,11 @@ class FlatPartitions(Partitions):
         zero.micro_step_id = INITIAL_MICRO_STEP_ID
         zero.zero_grad(set_to_none=True)
         zero._release_preflattened_grad_buffers()
+        for group in zero.averaged_gradients:  # under offload DeepSpeed's overflow leaves bf16's fp32 sums behind
+            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
         if zero.cpu_offload:
             zero._offload_accumulated_param_ids = set()
             zero.reset_cpu_buffers()
-            return
-        for group in zero.averaged_gradients:
-            zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
 
 class SplitPartitions(Partitions):
