@@ -175,13 +175,18 @@ def worker_process(config: RunConfig, requests: StopRequests) -> Iterator[Proces
 
 
 def build_engine(config: RunConfig, device: torch.device) -> Engine:
-    """The engine that `config.engine` names. Megatron is imported only when it is asked for."""
+    """The engine that `config.engine` names. Megatron and DeepSpeed are imported only when asked for."""
     enter("importing the engine", part="imports")
     if config.engine is EngineKind.plain:
         from loopcoder_train.engines.plain import PlainEngine
 
         enter("building the engine", part="engine")
         return PlainEngine(config, device)
+    if config.engine is EngineKind.deepspeed:
+        from loopcoder_train.engines.deepspeed import ZeroEngine
+
+        enter("building the engine", part="engine")
+        return ZeroEngine(config, device)
     from loopcoder_train.engines.megatron import MegatronEngine
 
     enter("building the engine", part="engine")

@@ -6,6 +6,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.data_reading import OnBadBlock
+from loopcoder_train.config.deepspeed import DeepSpeedConfig
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.finetune import ConversationKind, ConversationSource, FinetuneConfig, OnTooLong
 from loopcoder_train.config.guards import GuardsConfig, OnBadStep
@@ -31,6 +32,7 @@ __all__ = [
     "ConversationKind",
     "ConversationSource",
     "DataConfig",
+    "DeepSpeedConfig",
     "Device",
     "EngineKind",
     "EvaluationConfig",

@@ -50,6 +50,7 @@ FREE_TO_CHANGE = {
     "data.read_threads": "how a remote is read",
     "finetune.workers": "how fast the plan is made",
     "finetune.max_epochs": "a limit",
+    "deepspeed": "what lies where; it differs by the order of sums",
     "parallel": "layouts train the same model; they differ by the order of sums",
     "kernels": "kernels compute the same function; they differ by rounding",
     "training.micro_batch_size": "how a batch is cut",

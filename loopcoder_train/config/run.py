@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 
 from loopcoder_train.config.data import DataConfig
+from loopcoder_train.config.deepspeed import DeepSpeedConfig
 from loopcoder_train.config.errors import UserError, require, require_positive
 from loopcoder_train.config.finetune import FinetuneConfig, check_finetune
 from loopcoder_train.config.guards import GuardsConfig
@@ -21,7 +22,8 @@ class EngineKind(Enum):
     """Who runs the model."""
 
     megatron = "megatron"  # Megatron-core: every kind of parallelism
-    plain = "plain"  # the plain-torch model on one process: the definition that megatron is held against
+    deepspeed = "deepspeed"  # the plain-torch model under ZeRO: data parallel only
+    plain = "plain"  # the plain-torch model on one process: the definition that the others are held against
 
 
 class WandbMode(Enum):
@@ -116,6 +118,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -187,15 +190,43 @@ class RunConfig:
         if self.engine is EngineKind.plain and self.parallel.world_size != 1:
             raise UserError(
                 f"engine=plain: runs on one process, not parallel.world_size={self.parallel.world_size}; "
-                "use engine=megatron"
+                "use engine=megatron or engine=deepspeed"
             )
+        if self.engine is EngineKind.deepspeed:
+            self._check_deepspeed()
         require(
             self.engine is not EngineKind.plain
             or self.training.activation_checkpointing is ActivationCheckpointing.none,
             "training.activation_checkpointing",
             self.training.activation_checkpointing.value,
             "is not done by engine=plain",
-            "use engine=megatron",
+            "use engine=megatron or engine=deepspeed",
+        )
+
+    def _check_deepspeed(self) -> None:
+        parallel = self.parallel
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "context_parallel_size"):
+            size = getattr(parallel, name)
+            require(
+                size == 1,
+                f"parallel.{name}",
+                size,
+                "engine=deepspeed is data parallel only",
+                "use 1, or engine=megatron",
+            )
+        require(
+            not parallel.distributed_optimizer,
+            "parallel.distributed_optimizer",
+            parallel.distributed_optimizer,
+            "is Megatron's; engine=deepspeed always splits the optimizer state",
+            "use deepspeed.zero_stage=1, 2 or 3",
+        )
+        require(
+            self.training.activation_checkpointing is not ActivationCheckpointing.selective,
+            "training.activation_checkpointing",
+            self.training.activation_checkpointing.value,
+            "is not done by engine=deepspeed",
+            "use layer, or engine=megatron",
         )
 
     def _check_stages(self) -> None:

@@ -167,10 +167,10 @@ class PLT(nn.Module):
         """Embedding, documents, RoPE tables and attention branches of a batch [B, S]."""
         documents = Documents.of(input_ids, document_ids)
         rope = rope_tables(documents.positions, self.config.head_dim, self.config.rope_theta)
-        weight = self.model.embed_tokens.weight
-        kernels = choose_kernels(self.kernel_config, weight.device, weight.dtype)
+        embedding = self.model.embed_tokens(input_ids)
+        kernels = choose_kernels(self.kernel_config, embedding.device, embedding.dtype)
         attend = WholeRows(kernels, documents, self.config.window_left)
-        return Rows(self.model.embed_tokens(input_ids), documents, rope, attend)
+        return Rows(embedding, documents, rope, attend)
 
     def loop_input(self, rows: Rows, previous: Tensor | None, step: LoopStep) -> Tensor:
         """E for loop 1, B(r) made of `previous` = h(r-1) later (h(r-1) itself in the sequential comparison)."""
@@ -204,8 +204,8 @@ class PLT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head(FinalNorm(h)): [B, S, V] from [B, S, d]."""
-        head = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(self.model.norm(hidden), head)
+        normed = self.model.norm(hidden)
+        return F.linear(normed, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(normed)
 
 
 def build_model(config: ModelConfig, kernels: KernelConfig | None = None, seed: int = 0) -> PLT:

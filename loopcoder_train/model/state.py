@@ -4,10 +4,11 @@ A parameter has one name everywhere: its name in the released Hugging Face check
 box (offsets and lengths in the whole tensor), so what one layout saved any other layout can read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 MODEL_PREFIX = "model/"  # fp32 weights: model/<parameter name>
@@ -38,6 +39,19 @@ class TensorShard:
 def whole(name: str, data: Tensor, owner: bool = True) -> TensorShard:
     """The shard that is the whole tensor."""
     return TensorShard(name, tuple(data.shape), (0,) * data.dim(), data, owner)
+
+
+@torch.no_grad()
+def fill(shards: Iterable[TensorShard], value_of: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+    """Copy `value_of(name, global_shape)` into every shard, making each whole tensor once."""
+    by_name: dict[str, list[TensorShard]] = {}
+    for shard in shards:
+        by_name.setdefault(shard.name, []).append(shard)
+    for name, boxes in by_name.items():
+        value = value_of(name, boxes[0].global_shape)
+        for box in boxes:
+            index = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.data.shape, strict=True))
+            box.data.copy_(value[index])
 
 
 def flat_range_boxes(

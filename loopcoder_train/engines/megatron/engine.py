@@ -20,13 +20,13 @@ from loopcoder_train.engines.megatron import measure, setup
 from loopcoder_train.engines.megatron.loops import Loops, SingleStage
 from loopcoder_train.engines.megatron.mesh import Mesh
 from loopcoder_train.engines.megatron.optimizer import OptimizerState, build_optimizer, gradient_norm, update
-from loopcoder_train.engines.megatron.parameters import fill, stage_layout
+from loopcoder_train.engines.megatron.parameters import stage_layout
 from loopcoder_train.engines.megatron.pipeline import LoopPipeline
 from loopcoder_train.engines.megatron.stage import Stage
 from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised
-from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
+from loopcoder_train.model.state import MODEL_PREFIX, TensorShard, fill
 
 
 class MegatronEngine:

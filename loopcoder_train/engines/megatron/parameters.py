@@ -6,11 +6,10 @@
 Everything that names, fills, saves or compares a tensor of the stage goes through :func:`stage_layout`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from loopcoder_train.config import GateInput, ModelConfig
@@ -123,16 +122,3 @@ def _split_dim(name: str, model: ModelConfig) -> int | None:
     if name.endswith(_WHOLE) or (".plt_gate." in name and model.gate_input is GateInput.hidden):
         return None
     return 1 if name.endswith(_SPLIT_COLUMNS) else 0
-
-
-@torch.no_grad()
-def fill(shards: Iterable[TensorShard], value_of: Callable[[str, tuple[int, ...]], Tensor]) -> None:
-    """Copy `value_of(name, global_shape)` into every shard, making each whole tensor once."""
-    by_name: dict[str, list[TensorShard]] = {}
-    for shard in shards:
-        by_name.setdefault(shard.name, []).append(shard)
-    for name, boxes in by_name.items():
-        value = value_of(name, boxes[0].global_shape)
-        for box in boxes:
-            index = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.data.shape, strict=True))
-            box.data.copy_(value[index])

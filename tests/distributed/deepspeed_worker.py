@@ -1,0 +1,42 @@
+"""Started by torchrun: works through the cases of its world size and writes every result to one JSON file.
+
+torchrun --nproc-per-node 2 -m tests.distributed.deepspeed_worker --output results.json [--only PART_OF_AN_ID]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from tests.distributed.deepspeed_cases import all_cases
+
+
+def main() -> None:
+    """One result per case: errors by name. A failing case ends the run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="cases whose id contains this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    # Heavy imports after the processes have met. Megatron's first: its stand-in for torch.cuda replaces functions of
+    # torch that DeepSpeed replaces, too, and puts back as it found them. A worker has one engine and never both.
+    import loopcoder_train.engines.megatron  # noqa: F401
+    from tests.distributed.deepspeed_checks import check
+
+    wanted = [c for c in all_cases() if c.world_size == distributed.get_world_size() and arguments.only in c.id]
+    results = {}
+    for case in wanted:
+        began = time.perf_counter()
+        results[case.id] = {"errors": check(case), "seconds": round(time.perf_counter() - began, 3)}
+        if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count
+            arguments.output.write_text(json.dumps(results, indent=1))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
