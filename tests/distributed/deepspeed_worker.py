@@ -24,7 +24,8 @@ def main() -> None:
     distributed.init_process_group("gloo")
     # Heavy imports after the processes have met. Megatron's first: its stand-in for torch.cuda replaces functions of
     # torch that DeepSpeed replaces, too, and puts back as it found them. A worker has one engine and never both.
-    import loopcoder_train.engines.megatron  # noqa: F401
+    import loopcoder_train.engines.megatron  # noqa: I001
+    import loopcoder_train.engines.deepspeed  # noqa: F401
     from tests.distributed.deepspeed_checks import check
 
     wanted = [c for c in all_cases() if c.world_size == distributed.get_world_size() and arguments.only in c.id]

@@ -5,7 +5,17 @@ import re
 
 import pytest
 
-from loopcoder_train.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainingConfig, UserError
+from loopcoder_train.config import (
+    ActivationCheckpointing,
+    DataConfig,
+    DeepSpeedConfig,
+    EngineKind,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainingConfig,
+    UserError,
+)
 
 SEVEN_BILLION = ModelConfig(
     hidden_size=5120,
@@ -98,3 +108,42 @@ def test_layers_are_spread_over_the_stages_without_gaps():
         spans = [parallel.layers_of_stage(layers, stage) for stage in range(4)]
         assert [index for first, stop in spans for index in range(first, stop)] == list(range(layers))
         assert max(b - a for a, b in spans) - min(b - a for a, b in spans) <= 1
+
+
+def deepspeed_run(*, checkpointing=ActivationCheckpointing.none, zero=None, **parallel):
+    return RunConfig(
+        run_dir="r",
+        engine=EngineKind.deepspeed,
+        model=SEVEN_BILLION,
+        training=TrainingConfig(
+            num_steps=1, global_batch_size=64, micro_batch_size=1, activation_checkpointing=checkpointing
+        ),
+        parallel=ParallelConfig(**parallel),
+        deepspeed=DeepSpeedConfig(**(zero or {})),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tensor_parallel_size": 2}, "parallel.tensor_parallel_size=2: engine=deepspeed is data parallel only"),
+        ({"pipeline_parallel_size": 2}, "parallel.pipeline_parallel_size=2: engine=deepspeed is data parallel only"),
+        ({"context_parallel_size": 2}, "parallel.context_parallel_size=2: engine=deepspeed is data parallel only"),
+        ({"distributed_optimizer": True}, "use deepspeed.zero_stage=1, 2 or 3"),
+        ({"checkpointing": ActivationCheckpointing.selective}, "is not done by engine=deepspeed; use layer"),
+        ({"zero": {"zero_stage": 4}}, "deepspeed.zero_stage=4: must be 1, 2 or 3"),
+        ({"zero": {"zero_stage": 2, "offload_parameters": True}}, "needs deepspeed.zero_stage=3"),
+        ({"zero": {"gather_bucket_elements": 3}}, "deepspeed.gather_bucket_elements=3: must be even; try 4"),
+        ({"zero": {"persistent_elements": -1}}, "deepspeed.persistent_elements=-1: must be 0 or more"),
+    ],
+)
+def test_deepspeed_refuses_what_it_cannot_do(options, said):
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        deepspeed_run(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_deepspeed_takes_data_parallel_layouts():
+    zero = {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}
+    config = deepspeed_run(checkpointing=ActivationCheckpointing.layer, zero=zero, world_size=8)
+    assert config.parallel.data_parallel_size == 8
