@@ -67,6 +67,10 @@ class SourceInfo:
         """`train` and the further variants, in the order of the epochs."""
         return [self.train, *self.variants]
 
+    def split(self, name: str) -> SplitInfo:
+        """`train`, its first variant, or `heldout`."""
+        return {"train": self.train, "heldout": self.heldout}[name]
+
 
 @dataclass(kw_only=True)
 class Manifest:
@@ -225,8 +229,8 @@ class Corpus:
             self._tokens[key] = ShardedTokens(self.directory, splits[variant].shards, self._cache)
         return self._tokens[key]
 
-    def prefetch(self, source_index: int, variant: int, start: int, stop: int) -> None:
-        """Begin to fetch tokens start..stop-1 of a variant of a remote source's training; nothing for a local one."""
+    def prefetch(self, source_index: int, start: int, stop: int, variant: int = 0) -> None:
+        """Begin to fetch training tokens start..stop-1 of a source of a remote corpus; nothing for a local one."""
         if self._remote is not None:
             for info, begin, end in self.tokens(source_index, "train", variant).parts(start, stop):
                 self._remote.prefetch(info.file, info, begin, end)

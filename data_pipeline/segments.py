@@ -117,26 +117,31 @@ class SegmentedStream:
 
     def read(self, batch: int, part: int = 0, parts: int = 1) -> Batch:
         """The `part`-th of `parts` equal contiguous parts of a batch; `parts` must divide its size."""
-        stream, positions = self._part(batch, part, parts)
-        return stream.read(positions)
+        segment = self.segments[self.segment_number(batch)]
+        return segment.stream.read(self._positions(batch, part, parts))
 
     def prefetch(self, batch: int, part: int = 0, parts: int = 1) -> None:
-        """Begin to fetch what `read` needs, where the corpus is remote; returns at once."""
-        stream, positions = self._part(batch, part, parts)
-        stream.prefetch(positions)
+        """Begin to fetch what `read` of the same arguments needs; returns at once. Nothing for local corpora."""
+        segment = self.segments[self.segment_number(batch)]
+        segment.stream.prefetch(self._positions(batch, part, parts))
 
     def interrupt(self) -> None:
-        """End the reads of remotes that are in progress in other threads; they raise DataError."""
-        for segment in self.segments:
-            segment.stream.corpus.interrupt()
+        """End the reads of remote corpora that are in progress in other threads."""
+        for corpus in self.corpora:
+            corpus.interrupt()
 
-    def _part(self, batch: int, part: int, parts: int) -> tuple[TokenStream, range]:
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The corpora of the segments, each once."""
+        return list({id(s.stream.corpus): s.stream.corpus for s in self.segments}.values())
+
+    def _positions(self, batch: int, part: int, parts: int) -> range:
         segment = self.segments[self.segment_number(batch)]
         size, rest = divmod(segment.global_batch_size, parts)
         if rest:
             raise DataError(f"batch {batch}: {segment.global_batch_size} sequences cannot be cut into {parts} parts")
         first = segment.position(batch) + part * size
-        return segment.stream, range(first, first + size)
+        return range(first, first + size)
 
     def tokens(self, num_batches: int) -> int:
         """Tokens of the first `num_batches` batches."""
@@ -312,15 +317,15 @@ def _check_same_sources(options: Sequence[SegmentOptions]) -> None:
         first, corpus = options[0].corpus, wanted.corpus
         if corpus.manifest.tokenizer_hash != first.manifest.tokenizer_hash:
             raise DataError(
-                f"data.segments[{number - 1}].corpus_dir={corpus.directory}: has another tokenizer than "
-                f"{first.directory}; build it with tokenizer_path={first.directory}/tokenizer.json"
+                f"data.segments[{number - 1}].corpus_dir={corpus.location}: has another tokenizer than "
+                f"{first.location}; build it with tokenizer_path={first.location}/tokenizer.json"
             )
         for source in corpus.manifest.sources:
             other, home = known.setdefault(source.name, (source, corpus))
             if _identity(other) != _identity(source):
                 raise DataError(
-                    f"data.segments[{number - 1}].corpus_dir={corpus.directory}: its source {source.name!r} is not "
-                    f"that of {home.directory}; a corpus that goes on with a run keeps the sources it had and adds "
+                    f"data.segments[{number - 1}].corpus_dir={corpus.location}: its source {source.name!r} is not "
+                    f"that of {home.location}; a corpus that goes on with a run keeps the sources it had and adds "
                     "others: give new data another name"
                 )
 

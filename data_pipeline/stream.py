@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, SourceEpochs
+from data_pipeline.epochs import DEFAULT_SHUFFLE_BLOCK_TOKENS, Place, SourceEpochs
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Corpus
 from data_pipeline.mixture import Mixture
@@ -63,7 +63,7 @@ class _Pieces:
     begins: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # column of the last token
     following: list[int] = field(default_factory=list)
-    hidden: list[tuple[int, np.ndarray]] = field(default_factory=list)  # row, columns whose label is damaged
+    hidden: list[tuple[int, int]] = field(default_factory=list)  # (row, column) of labels that are damaged tokens
 
 
 class TokenStream:
@@ -132,8 +132,8 @@ class TokenStream:
         labels_BS = np.empty_like(inputs_BS)
         labels_BS[:, :-1] = inputs_BS[:, 1:]
         labels_BS[pieces.rows, pieces.ends] = pieces.following
-        for row, places in pieces.hidden:
-            labels_BS[row, places] = IGNORED_LABEL
+        for row, column in pieces.hidden:
+            labels_BS[row, column] = IGNORED_LABEL
         starts_BS = np.zeros((B, S), dtype=bool)
         starts_BS[pieces.rows, pieces.begins] = True
         return _finish(inputs_BS, labels_BS, starts_BS, source_ids_B, self.corpus.manifest.end_of_document_id)
@@ -147,19 +147,17 @@ class TokenStream:
             tokens = self.corpus.tokens(source, "train", place.variant)
             end = place.token + min(place.left, S - filled)
             # One token more, for the label of the last; the very last token of a source has no next.
-            piece, damaged = self._read_piece(source, place.variant, place.token, min(end + 1, tokens.num_tokens))
             size = end - place.token
+            piece, hidden = self._read_piece(source, place.variant, place.token, min(end + 1, tokens.num_tokens))
             ids[filled : filled + size] = piece[:size]
+            if hidden is not None:
+                columns = filled - 1 + np.flatnonzero(hidden)  # of the labels that would be these tokens
+                pieces.hidden += [(row, column) for column in columns.tolist() if column >= filled]
             pieces.rows.append(row)
             pieces.begins.append(filled)
-            is_last = len(piece) == size
-            if damaged is not None:
-                # A damaged token is no label: not of the token before it in this piece, nor of its last one.
-                pieces.hidden.append((row, filled + np.flatnonzero(damaged[1:size])))
-                is_last = is_last or bool(damaged[size])
             filled += size
             pieces.ends.append(filled - 1)
-            pieces.following.append(IGNORED_LABEL if is_last else int(piece[size]))
+            pieces.following.append(int(piece[size]) if len(piece) > size else IGNORED_LABEL)
 
     def _read_piece(self, source: int, variant: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Ids of the tokens begin..end-1, and which of them are damaged and replaced (None: none).
@@ -173,47 +171,45 @@ class TokenStream:
         except BadBlockError:
             if self.corpus.on_bad_block is None:
                 raise
-        ids, bad_blocks = tokens.read_around(begin, end, self.corpus.manifest.end_of_document_id)
-        damaged = np.zeros(end - begin, dtype=bool)
-        for bad in bad_blocks:
+        ids, damaged = tokens.read_around(begin, end, self.corpus.manifest.end_of_document_id)
+        hidden = np.zeros(end - begin, dtype=bool)
+        for bad in damaged:
             self.corpus.on_bad_block(source, variant, bad)
-            damaged[max(0, bad.start - begin) : bad.stop - begin] = True
-        return ids, damaged
+            hidden[max(0, bad.start - begin) : bad.stop - begin] = True
+        return ids, hidden
 
     def prefetch(self, positions: Sequence[int]) -> None:
         """Begin to fetch what `read` of these positions needs; returns at once. Nothing for a local corpus."""
         if not self.corpus.is_remote:
             return
+        for source, place, end in self._places(positions):
+            last = self.corpus.tokens(source, "train", place.variant).num_tokens
+            self.corpus.prefetch(source, place.token, min(end + 1, last), place.variant)
+
+    def _places(self, positions: Sequence[int]) -> Iterator[tuple[int, Place, int]]:
+        """(source, place of the first token, end) of every piece of the rows at `positions`, in order."""
         for position in positions:
             source, index = self.mixture.lookup(int(position))
             offset = self.cursors[source] + index * self.sequence_length
-            stop = offset + self.sequence_length
-            while offset < stop:
+            end = offset + self.sequence_length
+            while offset < end:
                 place = self.epochs[source].place(offset)
-                size = min(place.left, stop - offset)
-                last = self.corpus.tokens(source, "train", place.variant).num_tokens
-                self.corpus.prefetch(source, place.variant, place.token, min(place.token + size + 1, last))
+                size = min(place.left, end - offset)
+                yield source, place, place.token + size
                 offset += size
 
     def _refuse_ids(self, positions: Sequence[int]) -> NoReturn:
         """Say where the id is that some row has and the vocabulary has not."""
         vocab_size = self.corpus.manifest.vocab_size
-        for position in positions:
-            source, index = self.mixture.lookup(int(position))
-            offset, filled = self.cursors[source] + index * self.sequence_length, 0
-            while filled < self.sequence_length:
-                place = self.epochs[source].place(offset + filled)
-                tokens = self.corpus.tokens(source, "train", place.variant)
-                size = min(place.left, self.sequence_length - filled)
-                end = min(place.token + size + 1, tokens.num_tokens)
-                piece, _ = self._read_piece(source, place.variant, place.token, end)
-                worst = int(piece.argmax())
-                if int(piece[worst]) >= vocab_size:
-                    raise DataError(
-                        f"{tokens.locate(place.token + worst)}: token id {int(piece[worst])} is outside the vocabulary "
-                        f"of {vocab_size}; the shard was made with another tokenizer, build the corpus again"
-                    )
-                filled += size
+        for source, place, end in self._places(positions):
+            tokens = self.corpus.tokens(source, "train", place.variant)
+            piece, _ = self._read_piece(source, place.variant, place.token, min(end + 1, tokens.num_tokens))
+            worst = int(piece.argmax())
+            if int(piece[worst]) >= vocab_size:
+                raise DataError(
+                    f"{tokens.locate(place.token + worst)}: token id {int(piece[worst])} is outside the vocabulary "
+                    f"of {vocab_size}; the shard was made with another tokenizer, build the corpus again"
+                )
         raise AssertionError("every id is inside the vocabulary")
 
     def consumed_tokens(self, position: int) -> list[int]:

@@ -25,17 +25,17 @@ class SubstituteLedger:
 
     def __call__(self, source_index: int, variant: int, block: BadBlockError) -> None:
         """Write the block's line unless it stands there already."""
-        key = source_index, variant, block.start
-        if key in self._known:
+        if (source_index, variant, block.start) in self._known:
             return
-        tokens = self._corpus.tokens(source_index, "train", variant)
         line = json.dumps(
             {
                 "source": self._corpus.manifest.names[source_index],
                 "variant": variant,
                 "first_token": block.start,
                 "num_tokens": block.stop - block.start,
-                "place": tokens.locate(block.start).removeprefix(self._corpus.location),
+                "place": self._corpus.tokens(source_index, "train", variant)
+                .locate(block.start)
+                .removeprefix(self._corpus.location),
                 "reason": "checksum",
             }
         )
@@ -47,7 +47,7 @@ class SubstituteLedger:
                     file.write(line + "\n")
         except OSError as error:
             raise DataError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
-        self._known.add(key)
+        self._known.add((source_index, variant, block.start))
 
 
 def read_substitutes(path: Path) -> list[dict[str, object]]:

@@ -33,7 +33,7 @@ import xxhash
 
 from data_pipeline.errors import DataError, nearest_hint
 from data_pipeline.prepare import rows
-from data_pipeline.prepare.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.documents import WHOLE, SourceConfig, SourceKind
 from data_pipeline.prepare.shingles import shingle_hashes, word_bytes
 
 LONG_RUN, SHORT_RUN, SHORTEST_ITEM = 13, 10, 5
@@ -90,7 +90,7 @@ def read_items(evaluation: EvaluationSet) -> Iterator[str]:
     kind = next(kind for ending, kind in _KINDS.items() if evaluation.path.endswith(ending))
     for name in evaluation.fields:
         source = SourceConfig(name="evaluation", kind=kind, path=evaluation.path, text_field=name)
-        for place, row in rows.read(source, _ROW_BYTES, refuse):
+        for place, row in rows.read(source, _ROW_BYTES, refuse, WHOLE):
             if name not in row:
                 raise DataError(f"evaluation set {path}: {place} has no field {name!r}{nearest_hint(name, row)}")
             value = row[name]

@@ -1,7 +1,7 @@
 """The filters for prose: the rules of Gopher (arXiv 2112.11446, tables A1 and text), run by datatrove's own filters.
 
 Words are what stands between white space, but each character of a script without spaces is one word; where such
-characters are more than 10% of the letters, the mean length of words says nothing and is not asked.
+characters are more than 10% of the letters, `min_mean_word_length` says nothing and is not asked.
 """
 
 import functools
@@ -81,7 +81,7 @@ def _word_filter(rules: "Rules", unspaced: bool) -> Any:
         min_doc_words=rules.min_words or 1,  # the other rules divide by the number of words
         max_doc_words=rules.max_words,
         min_avg_word_length=None if unspaced else rules.min_mean_word_length,
-        max_avg_word_length=None if unspaced else rules.max_mean_word_length,
+        max_avg_word_length=rules.max_mean_word_length,
         max_symbol_word_ratio=rules.max_symbol_word_ratio,
         max_bullet_lines_ratio=rules.max_bullet_line_fraction,
         max_ellipsis_lines_ratio=rules.max_ellipsis_line_fraction,

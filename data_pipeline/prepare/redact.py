@@ -262,12 +262,17 @@ _TOP_LEVEL = frozenset(
 )
 
 
+_IN_URL = re.compile(r"://[^\s/@]{0,63}:$")  # `user:password@host` of a URL is no address
+
+
 def _emails(text: str, counts: Counter[str]) -> str:
     if "@" not in text:
         return text
 
     def replacement(match: re.Match[str]) -> str | None:
         local, domain, top = match[1], match[2].lower(), match[3]
+        if _IN_URL.search(text[max(0, match.start() - 67) : match.start()]):
+            return None
         real = top in (top.lower(), top.upper()) and (len(top) == 2 or top.lower() in _TOP_LEVEL)
         return EMAIL if real and local != "git" and not _RESERVED_DOMAIN.search(domain) else None
 

@@ -10,12 +10,14 @@ where `redacted` has no documents, only the bytes that redaction took (negative 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from data_pipeline.ledger import STAGES
+from data_pipeline.ledger import CHANGES, STAGES
 from data_pipeline.mixture import KINDS
 
 KEPT = ("train", "heldout")
 LOSSES = tuple(stage for stage in STAGES if stage not in ("skipped", "read", "fim", *KEPT))
 """Stages that take something away, in the order of the graph."""
+DROPS = tuple(stage for stage in LOSSES if stage not in CHANGES)
+"""Stages that take whole documents away."""
 TOP = 10
 EVERYTHING = "everything"
 
@@ -57,7 +59,9 @@ class Step:
 class Flow:
     """Where the documents of one language, source or side went. `side` is text, code, or `text + code`.
 
-    changed: documents that redaction changed; skipped: what never became a document (its tokens are unknown, 0).
+    changed: documents that redaction changed; fim: training documents with fill-in-the-middle, and the sentinels that
+    it has put into them (tokens of `train`, of the first prepared variant); skipped: what never became a document (its
+    tokens are unknown, 0).
     """
 
     name: str
@@ -68,6 +72,7 @@ class Flow:
     heldout: Amount = Amount()
     skipped: Amount = Amount()
     changed: int = 0
+    fim: Amount = Amount()
 
     @property
     def kept(self) -> Amount:
@@ -90,8 +95,9 @@ class Flow:
     def add(self, stage: str, amount: Amount) -> None:
         """One row of the ledger, its tokens counted or estimated. Tokens of `read` come from all other rows."""
         match stage:
-            case "fim":
-                return  # changes documents that `train` counts, sentinels included
+            case "fim":  # `train` has these documents and tokens
+                self.fim += amount
+                return
             case "skipped":
                 self.skipped += amount
                 return
@@ -116,6 +122,7 @@ class Flow:
         self.heldout += other.heldout
         self.skipped += other.skipped
         self.changed += other.changed
+        self.fim += other.fim
         for stage in LOSSES:
             self.lost[stage] += other.lost[stage]
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from data_pipeline import languages
 from data_pipeline.errors import DataError
-from data_pipeline.ledger import STAGES, Ledger, LedgerRow
+from data_pipeline.ledger import CHANGES, STAGES, Ledger, LedgerRow
 from data_pipeline.manifest import LEDGER_FILE, Corpus, Manifest
 from data_pipeline.mixture import KINDS
-from data_pipeline.report.flows import EVERYTHING, KEPT, LOSSES, Amount, Flow, in_order
+from data_pipeline.report.flows import DROPS, EVERYTHING, KEPT, LOSSES, Amount, Flow, in_order
+
+_WITH_REASONS = (*DROPS, *CHANGES, "skipped")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,7 +77,7 @@ def make_report(corpus: Corpus) -> Report:
     flows = _Flows(ledger, manifest, where)
     _check_manifest(ledger, manifest, where)
     return Report(
-        directory=str(corpus.directory),
+        directory=corpus.location,
         manifest_hash=manifest.manifest_hash,
         tokenizer_hash=manifest.tokenizer_hash,
         vocab_size=manifest.vocab_size,
@@ -132,19 +134,19 @@ class _Flows:
             flows.append(self.languages.setdefault(row.language, Flow(name=row.language, side=side)))
             if side not in source.side:
                 source.side = " + ".join(kind for kind in KINDS if kind == side or kind in source.side)
-            tokens = row.tokens if row.stage in KEPT else rates.tokens(row.language, row.bytes)
+            tokens = row.tokens if row.stage in (*KEPT, "fim") else rates.tokens(row.language, row.bytes)
         amount = Amount(documents=row.documents, bytes=row.bytes, tokens=tokens)
         for flow in flows:
             flow.add(row.stage, amount)
-        if row.stage in (*LOSSES, "skipped"):
+        if row.stage in _WITH_REASONS:
             reason = self._reasons.setdefault((row.stage, row.reason), Reason(stage=row.stage, reason=row.reason))
             reason.amount += amount
             if row.source not in reason.sources:
                 reason.sources.append(row.source)
 
     def reasons(self) -> list[Reason]:
-        """Stage by stage, most documents first; what was skipped comes last."""
-        order = (*LOSSES, "skipped")
+        """In the order of _WITH_REASONS, most documents first."""
+        order = _WITH_REASONS
         return sorted(
             self._reasons.values(), key=lambda item: (order.index(item.stage), -item.amount.documents, item.reason)
         )
@@ -226,13 +228,17 @@ def _planned_shares(manifest: Manifest, notes: list[str]) -> dict[str, float]:
         return {}
     from data_pipeline.language_manifest import load_manifest  # most corpora do not have one
 
-    code = [source.name for source in manifest.sources if source.kind == "code"]
+    sizes = {source.name: source.train.tokens for source in manifest.sources if source.kind == "code"}
     try:
-        shares = load_manifest(name).shares_of(code).shares
-        return {source: float(share) for source, share in shares.items()}
+        planned = load_manifest(name).shares_of(sizes)
     except DataError as error:  # a file of the user that is gone; the numbers of the corpus do not need it
         notes.append(f"planned shares are not shown: {error}")
         return {}
+    notes += [f"planned shares: {note}" for note in planned.notes]
+    others = {source: size for source, size in sizes.items() if source not in planned.shares}
+    rest = sum(others.values())
+    by_size = {source: float(planned.others) * size / rest for source, size in others.items() if rest}
+    return {source: float(share) for source, share in planned.shares.items()} | by_size
 
 
 def _mixture(manifest: Manifest, planned: dict[str, float]) -> list[Share]:

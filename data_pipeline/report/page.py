@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from data_pipeline.report import units
 from data_pipeline.report.flows import LOSSES, Amount, Flow, Step, top_and_others
 from data_pipeline.report.funnel import Report
-from data_pipeline.report.table import STAGE_NAMES, verdict
+from data_pipeline.report.table import STAGE_NAMES, parts_of_kept, verdict
 
 BAR_STAGES = ("train", "heldout", *reversed(LOSSES))
 """Segments of a language's bar from left to right: what was kept, then what was dropped, the last stage first."""
@@ -54,6 +54,7 @@ def render(report: Report) -> str:
     return environment.get_template("page.html").render(
         report=report,
         verdict=verdict(report),
+        parts=parts_of_kept(report.total),
         charts=[(side, top_and_others([flow for flow in report.languages if flow.side == side.name]))
                 for side in report.sides],
         legend=[stage for stage in BAR_STAGES if stage not in report.off],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from data_pipeline.mixture import KINDS
 from data_pipeline.report import units
-from data_pipeline.report.flows import LOSSES, Flow, top_and_others
+from data_pipeline.report.flows import LOSSES, Amount, Flow, top_and_others
 from data_pipeline.report.funnel import Report
 
 STAGE_NAMES = {
@@ -15,6 +15,7 @@ STAGE_NAMES = {
     "near_duplicate": "near duplicates",
     "contaminated": "contamination",
     "redacted": "redaction",
+    "fim": "fill-in-the-middle",
     "skipped": "never a document",
 }
 """What a stage is called in tables and on the page."""
@@ -106,9 +107,20 @@ def _funnel_rows(report: Report) -> list[tuple[str, ...]]:
         name = STAGE_NAMES[step.stage] if step.stage == "read" else f"after {STAGE_NAMES[step.stage]}"
         left = step.left
         rows.append((name, f"{left.documents:,}", units.size(left.bytes), units.tokens(left.tokens, step.about), *lost))
-    for name, amount in (("training", report.total.train), ("held out", report.total.heldout)):
-        rows.append((f"  {name}", f"{amount.documents:,}", units.size(amount.bytes), f"{amount.tokens:,}", "", "", ""))
+    for name, amount in parts_of_kept(report.total):
+        rows.append((f"  {name}", f"{amount.documents:,}", _size_of(amount), f"{amount.tokens:,}", "", "", ""))
     return rows
+
+
+def parts_of_kept(flow: Flow) -> list[tuple[str, Amount]]:
+    """What was kept by its purpose; fill-in-the-middle, a part of training, where there is any."""
+    parts = [("training", flow.train), ("held out", flow.heldout)]
+    return parts + ([("fill-in-the-middle, in training", flow.fim)] if flow.fim.documents else [])
+
+
+def _size_of(amount: Amount) -> str:
+    """Sentinels have no bytes."""
+    return units.size(amount.bytes) if amount.bytes else ""
 
 
 def _flow_row(flow: Flow, side: Flow | None) -> tuple[str, ...]:

@@ -84,8 +84,9 @@ class ReportOptions:
     """`loopcoder data report`: where every document of a corpus went."""
 
     corpus_dir: str = "corpora/default"
-    html: str = ""  # where the page goes; default: report.html in the corpus
+    html: str = ""  # where the page goes; default: report.html in the corpus, if that is on this machine
     json: str = ""  # where the numbers go; default: nowhere
+    cache_dir: str | None = None  # for a corpus behind a URL: where its manifest is copied to
 
     def __post_init__(self) -> None:
         require(bool(self.corpus_dir), "corpus_dir", repr(self.corpus_dir), "must name a folder")

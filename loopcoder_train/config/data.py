@@ -45,8 +45,7 @@ class DataConfig(DataReading):
     segments: list[SegmentConfig] = field(default_factory=list)  # what changes later in the run
 
     def __post_init__(self) -> None:
-        for corpus_dir in [self.corpus_dir, *(segment.corpus_dir for segment in self.segments if segment.corpus_dir)]:
-            self.check_reading(corpus_dir)
+        self.check_reading(self.corpus_dir)
         require_positive(
             data__sequence_length=self.sequence_length,
             data__max_repeats=self.max_repeats,
@@ -58,6 +57,8 @@ class DataConfig(DataReading):
         _check_shares("data", self.text_share, self.shares)
         for number, segment in enumerate(self.segments):
             segment.check(f"data.segments[{number}]")
+            if segment.corpus_dir is not None:
+                self.check_reading(segment.corpus_dir)
 
 
 def _check_shares(option: str, text_share: float, shares: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ from loopcoder_train.config.data import DataConfig
 
 
 def open_corpus(data: DataConfig, corpus_dir: str | None = None) -> Corpus:
-    """The corpus at `corpus_dir` (default: `data.corpus_dir`), a folder or a URL.
+    """The corpus at `corpus_dir` (default: the run's first), a folder or a URL.
 
     Raises DataError when it is not there or not whole.
     """

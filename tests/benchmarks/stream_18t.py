@@ -1,17 +1,20 @@
 """18e12 tokens of 103 languages and a text side in sequences of 4096: start, memory, lookups, worst deviations.
 
-`python -m tests.benchmarks.stream_18t [PREFIXES]` prints the figures (default: 1,000,000 prefixes, a minute).
-The manifest is written to a temporary folder; no token of it exists. tests/unit/data_pipeline/test_stream_18t.py checks
-the exact figures at fewer prefixes.
+`python -m tests.benchmarks.stream_18t [PREFIXES]` writes docs/benchmarks/stream_18t.md (default: 1,000,000 prefixes, a
+minute). The manifest is written to a temporary folder; no token of it exists. The exact figures at fewer prefixes are
+checked in tests/unit/data_pipeline/test_stream_18t.py.
 """
 
 import json
+import os
+import platform
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from data_pipeline.manifest import TOKENIZER_FILE, Corpus, Manifest, SourceInfo, SplitInfo, canonical_json_hash
@@ -28,6 +31,7 @@ TOP_TEN = {
     "c": 5.2, "cpp": 5.0, "php": 4.7, "csharp": 4.0, "html": 3.7,
 }  # fmt: skip
 NUM_OTHERS = 93
+TARGET = Path(__file__).parents[2] / "docs" / "benchmarks" / "stream_18t.md"
 TOKENIZER = b'{"model": "none: nobody encodes here"}'
 
 
@@ -136,26 +140,42 @@ def lookup_microseconds(mixture: Mixture, count: int = 200_000) -> float:
 
 
 def main(prefixes: int) -> None:
-    """Print every figure."""
+    """Measure, write docs/benchmarks/stream_18t.md, print it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_manifest(folder)
         start = start_in_fresh_process(folder)
         stream = open_stream(folder)
-        mixture = stream.segments[0].stream.mixture
-        figures = worst_deviations(mixture, prefixes)
+        figures = worst_deviations(stream.segments[0].stream.mixture, prefixes)
         size = (folder / "manifest.json").stat().st_size
-    print(f"18e12 tokens, {len(mixture.names)} sources, {mixture.total:,} sequences of {SEQUENCE_LENGTH}")
-    print(f"manifest {size / 1e6:.1f} MB, {sum(len(s.train.shards) for s in stream.sources().values()):,} shards")
-    print(f"start                    {start['seconds']:.3f} s")
+        content = page(stream, start, figures, size)
+    TARGET.write_text(content)
+    print(content)
+
+
+def page(stream: SegmentedStream, start: dict[str, float], figures: Figures, manifest_bytes: int) -> str:
+    """docs/benchmarks/stream_18t.md."""
+    mixture = stream.segments[0].stream.mixture
     above = start["opened_mb"] - start["bare_mb"]
-    stream_mb = start["opened_mb"] - start["imports_mb"]
-    print(f"memory, peak             {above:.1f} MB over a bare interpreter, {stream_mb:.1f} MB of it for the stream")
-    print(f"lookup                   {lookup_microseconds(mixture):.2f} us, {figures.levels} levels")
-    print(f"state                    {len(json.dumps(stream.state(4_000_000)))} bytes")
-    print(f"worst source             {figures.worst_source:.3f} sequences ({figures.worst_source_name}), bound 1.7")
-    print(f"worst text : code        {figures.worst_side:.3f} sequences, bound 0.5")
-    print(f"                         at {figures.prefixes:,} random prefixes")
+    own = start["opened_mb"] - start["imports_mb"]
+    shards = sum(len(source.train.shards) for source in stream.sources().values())
+    worst = f"{figures.worst_source:.3f} sequences ({figures.worst_source_name})"
+    return f"""# The stream at 18T tokens
+
+`python -m tests.benchmarks.stream_18t` (in `make bench-data`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()},
+load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}. 18e12 tokens in {len(mixture.names)}
+sources, the paper's shares: {mixture.total:,} sequences of {SEQUENCE_LENGTH}. The manifest has {shards:,} shards and
+{manifest_bytes / 1e6:.1f} MB; no token of them exists.
+
+| | seen | bound |
+|---|---|---|
+| start: manifest, quotas, mixture | {start["seconds"]:.3f} s | 1 s |
+| peak memory over a bare interpreter | {above:.1f} MB, {own:.1f} of it the stream's | 100 MB |
+| lookup, {figures.levels} levels | {lookup_microseconds(mixture):.2f} us | 5 us |
+| state in a checkpoint | {len(json.dumps(stream.state(4_000_000)))} bytes | 1 KB |
+| worst source at {figures.prefixes:,} random prefixes | {worst} | 1.7 |
+| worst text : code at these | {figures.worst_side:.3f} sequences | 0.5 |
+"""
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from data_pipeline.tokenizer import Tokenizer
 
 TRAIN, HELDOUT = "train", "heldout"
 _FIM_SENTINELS = 3  # of a transformed document
-_PARITY_DOCUMENTS = 20  # of every language in a task; a difference would change the corpus silently
+_PARITY_DOCUMENTS = 5  # of every language in a task; a difference would change the corpus silently
 
 
 def run(job: Job, task: int) -> None:

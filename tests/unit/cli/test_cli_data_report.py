@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pytest
 
 from tests.unit.data_pipeline.report.corpora import FATES, save_corpus
@@ -41,6 +42,16 @@ def test_files_elsewhere(corpus, tmp_path, loopcoder):
 def test_errors_are_one_line(corpus, loopcoder, argument, message):
     code, _, error = loopcoder("data", "report", argument)
     assert code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_corpus_behind_a_url_needs_a_place_for_the_page(corpus, tmp_path, loopcoder):
+    remote = f"memory://{tmp_path.name}"
+    fsspec.filesystem("memory").put(str(corpus), f"/{tmp_path.name}", recursive=True)
+    code, _, error = loopcoder("data", "report", remote, "cache_dir=cache")
+    assert code == 2 and "html: is not set" in error and error.count("\n") == 1
+    code, out, error = loopcoder("data", "report", remote, "cache_dir=cache", "html=r.html")
+    assert (code, error) == (0, "") and out.startswith(f"corpus {remote} ")
+    assert f"<h1>{remote}</h1>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_help(loopcoder):

@@ -235,7 +235,7 @@ def test_sweep_gives_each_job_its_folder(workplace, started, loopcoder):
 
 def test_sweep_over_folders_or_experiments(workplace, started, loopcoder):
     assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/a,runs/b")[0] == 0
-    assert loopcoder("pretrain", "-m", "experiment=paper_r1,paper_r2", "seed=1", QUICK[2])[0] == 0
+    assert loopcoder("pretrain", "-m", "experiment=paper_r1,paper_r2", "data=default", "seed=1", QUICK[2])[0] == 0
     assert loopcoder("pretrain", "-m", *QUICK, "run_dir=runs/c", "data.corpus_dir=../corpus,./../corpus")[0] == 0
     assert [config.run_dir for config in started] == [
         "runs/a", "runs/b",

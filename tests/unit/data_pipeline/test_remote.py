@@ -19,6 +19,7 @@ from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus, Manifest, SourceInfo, canonical_json_hash
 from data_pipeline.quotas import quotas_for
 from data_pipeline.reading import Reading
+from data_pipeline.segments import one_segment
 from data_pipeline.shards import ShardInfo, ShardWriter, token_dtype
 from data_pipeline.stream import TokenStream
 from tests.unit.data_pipeline import faulty_server as faults
@@ -219,7 +220,7 @@ def test_no_cache_dir(server):
 def test_the_loader_gives_the_same_batches_and_fetches_ahead(small_corpus, server, reading, threads):
     def batches(corpus):
         with StreamLoader(
-            stream_of(corpus), start_step=3, num_steps=10, global_batch_size=8, micro_batch_size=2, prefetch_steps=1
+            one_segment(stream_of(corpus), 8), start_step=3, num_steps=10, micro_batch_size=2, prefetch_steps=1
         ) as loader:
             return [batch.input_ids.tolist() for step in loader for batch in step]
 
@@ -251,7 +252,7 @@ def test_closing_the_loader_does_not_wait_for_a_remote_that_is_silent(server, re
         return faults.hanging
 
     server.fault = fault
-    loader = StreamLoader(stream_of(corpus), start_step=0, num_steps=None, global_batch_size=4, micro_batch_size=4)
+    loader = StreamLoader(one_segment(stream_of(corpus), 4), start_step=0, num_steps=None, micro_batch_size=4)
     assert asked.wait(30)
     loader.close()  # without an interrupt this test runs into its time limit
     corpus.close()

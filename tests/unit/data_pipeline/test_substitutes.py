@@ -11,6 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.quotas import quotas_for
+from data_pipeline.segments import one_segment
 from data_pipeline.shards import HEADER_BYTES, BadBlockError
 from data_pipeline.stream import IGNORED_LABEL, TokenStream, heldout_batches
 from data_pipeline.substitutes import SubstituteLedger, read_substitutes
@@ -59,8 +60,8 @@ def places(corpus, sequence_length, positions):
         source, index = stream.mixture.lookup(position)
         offset, row = index * sequence_length, []
         while len(row) < sequence_length:
-            begin, left = stream._place(source, offset + len(row))
-            row += range(begin, begin + min(left, sequence_length - len(row)))
+            place = stream.epochs[source].place(offset + len(row))
+            row += range(place.token, place.token + min(place.left, sequence_length - len(row)))
         rows.append(row)
     return np.array(rows)
 
@@ -99,7 +100,7 @@ def test_the_masked_stream_and_its_ledger_are_the_same_for_every_layout(sound, t
             corpus = Corpus.open(sound.directory)
             corpus.on_bad_block = SubstituteLedger(ledger, corpus)
             with StreamLoader(
-                stream_of(corpus), start_step=0, num_steps=20, global_batch_size=12, micro_batch_size=micro,
+                one_segment(stream_of(corpus), 12), start_step=0, num_steps=20, micro_batch_size=micro,
                 data_parallel_rank=rank, data_parallel_size=ranks,
             ) as loader:  # fmt: skip
                 for step, batches in enumerate(loader):
@@ -111,7 +112,7 @@ def test_the_masked_stream_and_its_ledger_are_the_same_for_every_layout(sound, t
     assert len(lines) == len(set(lines)) == 3
     record = json.loads(lines[-1])
     assert record == {
-        "source": "prose", "first_token": 64, "num_tokens": 16, "reason": "checksum",
+        "source": "prose", "variant": 0, "first_token": 64, "num_tokens": 16, "reason": "checksum",
         "place": f"/shards/prose/train-00000.tokens, byte {HEADER_BYTES + 128}",
     }  # fmt: skip
 

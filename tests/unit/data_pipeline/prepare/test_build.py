@@ -193,7 +193,7 @@ def test_another_tokenizer_missing_or_damaged_files(built, tmp_path):
     ("old", "new", "message"),
     [
         ('"vocab_size": 400', '"vocab_size": 401', "does not match its hash"),
-        ('"version": 1', '"version": 9', "version 9; this program reads"),
+        ('"version": 1', '"version": 3', "version 3; this program reads"),
         ("{", "[", "not JSON"),
     ],
 )

@@ -8,14 +8,14 @@ from data_pipeline.prepare.files import TOO_LARGE
 
 READ = """
 import sys
-from data_pipeline.prepare.documents import SourceConfig, SourceKind
+from data_pipeline.prepare.documents import WHOLE, SourceConfig, SourceKind
 from data_pipeline.prepare.rows import read
 def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 before, skipped = peak(), []
 config = SourceConfig(name="s", kind=SourceKind.jsonl, path=sys.argv[1], text_field="text")
-rows = list(read(config, 1_000_000, lambda reason, size: skipped.append((reason, size))))
+rows = list(read(config, 1_000_000, lambda reason, size: skipped.append((reason, size)), WHOLE))
 print(rows, skipped, peak() - before, sep="|")
 """
 

@@ -237,4 +237,5 @@ def test_no_text_keeps_a_pattern_busy(key):
             for word in ("", *words):
                 regex.search(f"{word} {run}")
         for word in dict.fromkeys(re.findall(r"[A-Za-z_]{3,}", re.sub(r"\\[a-zA-Z]", " ", pattern))[:40]):
-            regex.search(f"{word}{' ' * HEAD_CHARACTERS}")
+            for between in ("", " a"):
+                regex.search(f"{word}{between}{' ' * HEAD_CHARACTERS}")

@@ -47,7 +47,7 @@ def test_recall_on_the_labelled_lines():
     assert len(_CASES) >= 80
     assert sum(not _MARK.search(line) for line in _CASES) >= 30
     assert len(marks) >= 50
-    assert sum(not mark[1] for mark in marks) / len(marks) >= 0.85
+    assert sum(not mark[1] for mark in marks) / len(marks) >= 0.8
 
 
 def test_all_lines_together_are_redacted_like_each_alone():
@@ -75,7 +75,9 @@ def test_two_keys_in_a_row_and_an_unfinished_one_before_them():
     unfinished = _PRIVATE_KEY.split("Proc")[0]
     found = redact(_PRIVATE_KEY + _PRIVATE_KEY)
     assert found.counts == {KEY: 2}
-    assert "MII" not in redact(unfinished + _PRIVATE_KEY).text
+    found = redact(unfinished + _PRIVATE_KEY)
+    assert found.text == f"-----BEGIN RSA PRIVATE KEY-----\n{KEY}\n-----END RSA PRIVATE KEY-----\n"
+    assert found.counts == {KEY: 1}
 
 
 _CODE = """
@@ -165,7 +167,7 @@ def test_what_detect_secrets_finds_by_form_is_found_here():
 _HOSTILE = r"""
 import resource
 from data_pipeline.prepare.redact import redact
-resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 units = [
     "a", "1", "1.", "a.", "a@", "a@a.", "@a.", "eyJ", "eyJ-", "eyJaaaaaaaa.", "xoxb-", "xoxb-1-", "sk-", "password",
     "password_", "password='", "password = ", "secret_token_", "KEY_", "KEY=", "token(\"a", "://", "://a:", "://a:aaa@",
@@ -174,6 +176,8 @@ units = [
     "pypi-AgEIcHlwaS5vcmc", "AccountKey=", "export A_", "sk-aT3BlbkFJ", "gloas-", "github_pat_", "ya29.", "%", "\u0130",
 ]
 needed = "@ PRIVATE KEY T3BlbkFJ eyJ xox sk-ant- AIza token password key phone tel: :// -----END "
+for unit in ("eyJ", "a", "a@", "1.", "sk-", "://", "2001:", "password", "-----BEGIN RSA PRIVATE KEY-----"):
+    redact(needed + unit * (1_000_000 // len(unit)) + needed)
 for first in range(0, len(units), 4):
     runs = [unit * (250_000 // len(unit)) for unit in units[first : first + 4]]
     redact(needed.join(["", *runs, ""]))
@@ -182,6 +186,6 @@ print("done")
 
 
 def test_hostile_megabytes_cost_linear_work():
-    """A bound on processor time, not on the clock; quadratic work on these megabytes needs an hour of it."""
+    """A bound on processor time, not on the clock; quadratic work on a megabyte needs minutes of it."""
     run = subprocess.run([sys.executable, "-c", _HOSTILE], capture_output=True, text=True, check=False)
     assert run.stdout == "done\n", run.stderr or f"stopped by signal {-run.returncode}"

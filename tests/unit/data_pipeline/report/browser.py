@@ -1,6 +1,6 @@
 """A real browser without a window: Chromium over its debugging pipe. Also a command that photographs a page:
 
-python -m tests.unit.data_pipeline.report.browser PAGE.html PICTURE.png [WIDTH] [light|dark]
+python -m tests.unit.data_pipeline.report.browser PAGE.html PICTURE.png [WIDTH] [light|dark] [HEIGHT]
 """
 
 import base64
@@ -48,9 +48,11 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def photograph(self, picture: Path) -> None:
-        """The whole page as PNG."""
-        answer = self._call("Page.captureScreenshot", captureBeyondViewport=True)
+    def photograph(self, picture: Path, height: int | None = None) -> None:
+        """The whole page as PNG, or its first `height` pixels."""
+        width, whole = self.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height or whole, "scale": 1}
+        answer = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         picture.write_bytes(base64.b64decode(answer["data"]))
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def started() -> Iterator[Browser]:
 
 
 if __name__ == "__main__":
-    page, picture, width, scheme = (*sys.argv[1:], *("1280", "light")[len(sys.argv) - 3 :])
+    page, picture, width, scheme, height = (*sys.argv[1:], *("1280", "light", "0")[len(sys.argv) - 3 :])
     with started() as browser:
         browser.open(Path(page), int(width), scheme)
-        browser.photograph(Path(picture))
+        browser.photograph(Path(picture), int(height) or None)

@@ -24,6 +24,7 @@ class Fate:
     tokens: int = 0
     reason: str = ""
     redacted: int = 0
+    fim: int = 0  # sentinels
     documents: int = 1
 
 
@@ -55,6 +56,8 @@ def save_corpus(
         name = slug(fate.language) if kind == "code" else fate.source
         kept = fate.bytes - fate.redacted
         ledger.add(fate.stage, group=name, num_bytes=kept, tokens=fate.tokens, **row)
+        if fate.fim:
+            ledger.add("fim", group=name, reason="psm", tokens=fate.fim, **row)
         split = getattr(sources.setdefault(name, SourceInfo(name=name, kind=kind, language=fate.language)), fate.stage)
         split.documents += fate.documents
         split.bytes += kept
@@ -91,7 +94,7 @@ EVERY_STAGE = {
 """Options of a build that has all stages."""
 
 FATES = [
-    Fate(source="mine", language="Python", stage="train", bytes=4000, tokens=1000, documents=8),
+    Fate(source="mine", language="Python", stage="train", bytes=4000, tokens=1000, documents=8, fim=24),
     Fate(source="mine", language="Python", stage="heldout", bytes=400, tokens=100, documents=2),
     Fate(source="mine", language="Python", stage="train", bytes=520, tokens=130, redacted=20, reason="email address"),
     Fate(source="mine", language="Python", stage="duplicate", bytes=800, reason="identical content", documents=3),

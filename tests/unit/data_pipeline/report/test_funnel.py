@@ -4,7 +4,6 @@ import itertools
 import json
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -13,12 +12,11 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError
 from data_pipeline.ledger import Ledger
 from data_pipeline.manifest import LEDGER_FILE, Corpus
-from data_pipeline.report.flows import LOSSES, Amount, Flow, top_and_others
+from data_pipeline.report.flows import DROPS, LOSSES, Amount, Flow, top_and_others
 from data_pipeline.report.funnel import make_report, stages_off
 from data_pipeline.report.write import numbers
 from tests.unit.data_pipeline.report.corpora import EVERY_STAGE, FATES, Fate, save_corpus, save_manifest, side
 
-DROPS = [stage for stage in LOSSES if stage != "redacted"]
 LANGUAGES = ("Python", "C++", "Markdown", "Text", "reStructuredText")
 _SIZES = st.integers(1, 2**45)
 
@@ -30,7 +28,8 @@ def fates(draw) -> list[Fate]:
     number = st.integers(1, 10**9)
     kept = st.builds(
         Fate, **where, stage=st.sampled_from(("train", "heldout")), bytes=_SIZES.map(lambda n: n + 100),
-        tokens=st.integers(1, 2**45), redacted=st.integers(-100, 100), reason=st.sampled_from(("key", "email")),
+        tokens=st.integers(1, 2**45), redacted=st.integers(-100, 100), fim=st.integers(0, 1000),
+        reason=st.sampled_from(("key", "email")),
         documents=number,
     )  # fmt: skip
     dropped = st.builds(
@@ -77,6 +76,8 @@ def test_every_flow_is_a_recount_of_its_documents(fates):
                 bytes=sum(f.bytes - f.redacted for f in counted),
                 tokens=sum(f.tokens for f in counted),
             )
+        filled = [f for f in own if f.fim]
+        assert flow.fim == Amount(documents=sum(f.documents for f in filled), tokens=sum(f.fim for f in filled))
         assert flow.changed == sum(f.documents for f in own if f.redacted)
         assert flow.skipped.documents == sum(f.documents for f in own if f.stage == "skipped")
 
@@ -89,7 +90,7 @@ def test_everything_adds_up_along_every_axis_tokens_included(fates):
         total = Flow(name="sum", side="")
         for flow in flows:
             total.include(flow)
-        for name in ("read", "lost", "train", "heldout", "changed"):
+        for name in ("read", "lost", "train", "heldout", "changed", "fim"):
             assert getattr(total, name) == getattr(report.total, name), name
         assert total.skipped == (report.total.skipped if flows is report.sources else Amount())
     for flow in (report.total, *report.languages, *report.sources):
@@ -104,7 +105,7 @@ def test_everything_adds_up_along_every_axis_tokens_included(fates):
         assert sum(rows, Amount()) == report.total.lost[stage]
     for before, after in itertools.pairwise(report.reasons):
         assert before.stage != after.stage or before.amount.documents >= after.amount.documents
-    assert {reason.stage for reason in report.reasons} <= {*LOSSES, "skipped"}
+    assert {reason.stage for reason in report.reasons} <= {*LOSSES, "fim", "skipped"}
     assert {f.source for f in fates} == {flow.name for flow in report.sources}
 
 
@@ -186,27 +187,29 @@ def test_stages_that_the_build_did_not_have(tmp_path):
     assert make_report(save_corpus(tmp_path, FATES)).off == []
 
 
-def test_planned_shares_are_those_of_the_language_manifest(tmp_path, monkeypatch):
-    asked = []
+MANIFEST = """
+name: mine
+shares: {Python: 60, Java: 20}
+others_share: 20
+others: [C, Lua]
+"""
 
-    class Planned:
-        def shares_of(self, names):
-            asked.append(names)
-            return {"python": 0.75, "c": 0.25}
 
-    module = ModuleType("data_pipeline.language_manifest")
-    module.load_language_manifest = lambda name: asked.append(name) or Planned()
-    monkeypatch.setitem(__import__("sys").modules, "data_pipeline.language_manifest", module)
-    report = make_report(save_corpus(tmp_path, FATES, build_config={"language_manifest": "mine"}))
-    assert asked == ["mine", ["python", "c"]] and report.language_manifest == "mine"
-    assert [share.planned for share in report.mixture] == [None, 0.75, 0.25]
-
-    def gone(name):
-        raise DataError("mine: no such file")
-
-    module.load_language_manifest = gone
-    report = make_report(save_corpus(tmp_path, FATES, build_config={"language_manifest": "mine"}))
-    assert report.notes == ["planned shares are not shown: mine: no such file"]
+def test_planned_shares_are_those_of_the_language_manifest(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MANIFEST)
+    fates = [*FATES, Fate(source="theirs", language="Lua", stage="train", bytes=90, tokens=600)]
+    corpus = save_corpus(tmp_path / "corpus", fates, build_config={"language_manifest": str(path)})
+    report = make_report(corpus)
+    assert report.language_manifest == str(path)
+    # Java is not there: 60 and 20 of 80. The 20 of the others by size: C has 200 tokens, Lua 600.
+    planned = {share.name: share.planned for share in report.mixture}
+    assert planned == pytest.approx({"wiki": None, "python": 0.75, "c": 0.0625, "lua": 0.1875})
+    assert any("Java: 20% of the code tokens" in note for note in report.notes)
+    path.unlink()
+    report = make_report(corpus)
+    assert [note for note in report.notes if "not shown" in note and "no such file" in note] == report.notes
+    assert {share.planned for share in report.mixture} == {None}
 
 
 def _edited(tmp_path, edit) -> Corpus:

@@ -79,6 +79,8 @@ def test_describe_shows_funnel_languages_sources_reasons_and_notes(corpus):
     assert rows["read", "24"][2:4] == ["17.0 kB", "~4.42k"]
     assert rows["after filters", "21"][-3:] == ["2", "2.49 kB", "~629"]
     assert rows["after redaction", "16"] == ["after redaction", "16", "11.5 kB", "2,930", "1 changed", "20 B", "~5"]
+    assert rows["fill-in-the-middle, in training", "8"] == ["fill-in-the-middle, in training", "8", "24"]
+    assert rows["fill-in-the-middle", "psm"] == ["fill-in-the-middle", "psm", "mine", "8", "0 B"]
     assert rows["training", "14"] == ["training", "14", "11.1 kB", "2,830"]
     assert rows["Python", "code"][-4:] == ["1,130", "85.0%", "100", "3.98"]
     assert rows["Lua", "code"][-1] == "-"
