@@ -11,7 +11,8 @@ from pathlib import Path
 
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream
-from loopcoder_train.config import RunConfig
+from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
+from loopcoder_train.config import OnBadBlock, RunConfig
 from loopcoder_train.engines.engine import Engine, MicroBatch
 from loopcoder_train.evaluation.heldout import HeldOutReport, evaluate_batches, evaluate_heldout
 from loopcoder_train.evaluation.probe import probe_batch, spread_rows
@@ -44,6 +45,9 @@ def open_run_data(config: RunConfig, rank: int) -> Iterator[RunData]:
         yield _of_conversations(config, verify=rank == 0)
         return
     with open_stream(config) as stream:
+        if config.data.on_bad_block is OnBadBlock.substitute:
+            for corpus in stream.corpora:
+                corpus.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, corpus)
         # evaluation holds all of the run against its first segment
         yield _of_corpus(config, stream, stream.segments[0].stream.corpus)
 

@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_pipeline.loader import BatchStream, StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream, SegmentOptions
-from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
-from loopcoder_train.config.data_reading import OnBadBlock
 from loopcoder_train.config.errors import UserError, require
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.training.corpus import open_corpus
@@ -26,19 +23,12 @@ def open_stream(config: RunConfig) -> Iterator[SegmentedStream]:
     try:
         for segment in config.segments:
             if segment.corpus_dir not in corpora:
-                corpora[segment.corpus_dir] = _open(config, segment.corpus_dir)
+                corpora[segment.corpus_dir] = open_corpus(config.data, segment.corpus_dir)
                 check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
         yield plan_stream(config, corpora)
     finally:
         for corpus in corpora.values():
             corpus.close()
-
-
-def _open(config: RunConfig, corpus_dir: str) -> Corpus:
-    corpus = open_corpus(config.data, corpus_dir)
-    if config.data.on_bad_block is OnBadBlock.substitute:
-        corpus.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, corpus)
-    return corpus
 
 
 def check_vocabulary(config: RunConfig, corpus: Corpus, option: str = "data.corpus_dir") -> None:

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from loopcoder_train.checkpoint import checkpoints_of
 from loopcoder_train.config.io import read_run_config
 from loopcoder_train.finetune.plan import Plan
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
@@ -60,13 +61,9 @@ def test_it_learns_what_the_assistant_says_from_the_weights_of_the_run(folder):
     assert sorted(own) == list(range(1, NUM_STEPS + 1)) and own[NUM_STEPS] < own[1] - 0.1
     held_out = [record["loss/source/mine"] for record in read_metrics(folder / "tuned" / METRICS_FILE, ["evaluation"])]
     assert len(held_out) == 2 and held_out[1] < held_out[0]
-    plan = Plan.open(folder / "tuned")
-    (state,) = {json.dumps(path_state(folder / "tuned", step)["stream"]["plan_hash"]) for step in (4, 6)}
-    assert state == json.dumps(plan.plan_hash)
-
-
-def path_state(run_dir, step):
-    return json.loads(next((run_dir / "checkpoints" / f"step-{step:08}").rglob("state.json")).read_text())
+    states = [checkpoint.state["stream"] for checkpoint in checkpoints_of(folder / "tuned")]
+    assert [state["batch"] for state in states] == [2, 4, 6]
+    assert {state["plan_hash"] for state in states} == {Plan.open(folder / "tuned").plan_hash}
 
 
 def test_killed_and_resumed_it_reads_the_same_batches(folder):
@@ -126,3 +123,10 @@ def test_what_cannot_be_tuned_is_one_line(folder, tmp_path, options, said):
 
 def test_an_option_of_tuning_is_none_of_pretraining(folder, corpus):
     assert_one_line_error(pretrain(folder / "x", corpus, "finetune.thinking=true"), "finetune.thinking", "finetune")
+    assert_one_line_error(loopcoder("data", "audit", f"run_dir={folder}/tuned"), "was tuned on conversations")
+
+
+def test_a_tuning_of_many_ranks_can_be_tried_out(folder):
+    outcome = loopcoder(*arguments(folder, "dry", "engine=megatron", "dry_run=2"))
+    assert outcome.code == 0 and "rank 0 of 2" in outcome.stdout, outcome.stderr
+    assert not (folder / "dry").exists()
