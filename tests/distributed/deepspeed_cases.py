@@ -82,6 +82,8 @@ def state_cases() -> list[ZeroCase]:
     """Save, load into the same or another stage of as many processes, go on."""
     cases = []
     for stage, other, precision in itertools.product((1, 2, 3), (1, 2, 3), ("fp32", "bf16")):
+        if precision == "bf16" and abs(stage - other) == 1:
+            continue
         split = SPLITS[2] if stage != other or precision == "bf16" else SPLITS[3]
         offload = "optimizer" if (stage + other) % 3 == 0 else "none"
         common = {"kind": "state", "stage": stage, "other_stage": other, "precision": precision}

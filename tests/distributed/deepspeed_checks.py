@@ -38,6 +38,7 @@ _SEQUENCES = 4  # of a step
 # Several buckets, and nothing that stays gathered but the smallest, even for a tiny model.
 _SIZES = {"reduce_bucket_elements": 3000, "gather_bucket_elements": 3000, "max_live_elements": 0}
 _RATES = (1e-3, 4e-4, 8e-4)
+_RIGHT: dict[ZeroCase, dict[str, float]] = {}  # results without a mistake
 
 
 def check(case: ZeroCase) -> dict[str, float]:
@@ -45,7 +46,10 @@ def check(case: ZeroCase) -> dict[str, float]:
     function = {
         "parity": parity, "bf16": bf16, "state": state, "journey": journey, "memory": memory,
     }[case.kind]  # fmt: skip
-    result = function(without_mutation(case))
+    right = without_mutation(case)
+    if right not in _RIGHT:
+        _RIGHT[right] = function(right)
+    result = _RIGHT[right]
     if case.mutation:
         with mistake(case.mutation):
             wrong = function(case)
