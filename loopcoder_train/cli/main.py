@@ -16,6 +16,7 @@ COMMANDS = {
     ("plan",): "loopcoder_train.cli.plan",
     ("pretrain",): "loopcoder_train.cli.pretrain",
     ("evaluate",): "loopcoder_train.cli.evaluate",
+    ("diagnose",): "loopcoder_train.cli.diagnose",
     ("generate",): "loopcoder_train.cli.generate",
     ("runs",): "loopcoder_train.cli.runs",
     ("stop",): "loopcoder_train.cli.stop",
@@ -41,6 +42,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop
   loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
+  loopcoder diagnose RUN                   what each loop does to states, attention and output
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 
 First steps:

@@ -26,6 +26,29 @@ class EvaluateOptions:
 
 
 @dataclass(kw_only=True, slots=True)
+class DiagnoseOptions:
+    """`loopcoder diagnose`: what each loop does, on held-out documents of one checkpoint."""
+
+    run_dir: str
+    step: int | None = None  # which checkpoint; default: the newest good one
+    num_loops: int | None = None  # loops at inference; default: as trained
+    num_samples: int = 500  # held-out documents
+    min_sample_tokens: int = 16  # shorter documents are passed over
+    attention_queries: int | None = 64  # queries of each document that attention lenses look at; null: all
+    device: Device = Device.auto
+    json: bool = False  # print one JSON object instead of the table
+
+    def __post_init__(self) -> None:
+        _check_run(self.run_dir, self.step)
+        for name in ("num_loops", "attention_queries"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require_positive(num_samples=self.num_samples)
+        least = self.min_sample_tokens
+        require(least >= 2, "min_sample_tokens", least, "must be at least 2: the offset cost needs a left neighbour")
+
+
+@dataclass(kw_only=True, slots=True)
 class GenerateOptions:
     """`loopcoder generate`: continue a prompt with one checkpoint."""
 

@@ -1,17 +1,22 @@
 """Cheap loop telemetry while training, computed by every engine from the same gathered tensors.
 
 An engine runs one no-gradient forward pass with a :class:`LoopRecorder` (or fills one from its own parallel pieces) and
-hands it to :func:`telemetry_values`. Keys and meanings are plt.md section 4's; h(0) is the embedding.
+hands it to :func:`telemetry_values`. The lenses are those of `loopcoder diagnose`; h(0) is the embedding.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from loopcoder_train.config import ModelConfig
+from loopcoder_train.lenses.angular_change import angular_change
+from loopcoder_train.lenses.gate_mean import gate_mean
+from loopcoder_train.lenses.output_kl import output_kl
+from loopcoder_train.lenses.step_size import step_size
 from loopcoder_train.model.observer import Observer
 
 _PIECE = 512  # tokens per row whose logits are held at a time
@@ -53,29 +58,30 @@ def telemetry_values(
 
     Returns:
         For every loop r: `loop{r}/step_size` = ||h(r) - h(r-1)||, `loop{r}/hidden_rms`; for r >= 2 also
-        `loop{r}/gate_mean` (1 = global branch), `loop{r}/layer{i}/gate_mean`, `loop{r}/input_rms_embedding` =
-        rms(a E), `loop{r}/input_rms_hidden` = rms(b shift(N(h(r-1)))) and `loop{r}/output_kl` =
-        KL(p(r) || p(r-1)) in nats.
+        `loop{r}/angular_change` = cos(h(r) - h(r-1), h(r-1) - h(r-2)), `loop{r}/gate_mean` (1 = global branch),
+        `loop{r}/layer{i}/gate_mean`, `loop{r}/input_rms_embedding` = rms(a E), `loop{r}/input_rms_hidden` =
+        rms(b shift(N(h(r-1)))) and `loop{r}/output_kl` = KL(p(r) || p(r-1)) in nats.
     """
     values: dict[str, float] = {}
-    before = record.embedding
-    for loop_number, state in enumerate(record.states, start=1):
+    states = [record.embedding, *record.states]
+    for loop_number, (before, state) in enumerate(pairwise(states), start=1):
         key = f"loop{loop_number}"
-        values[f"{key}/step_size"] = _mean((state.float() - before.float()).norm(dim=-1), supervised)
+        values[f"{key}/step_size"] = _mean(step_size(state, before), supervised)
         values[f"{key}/hidden_rms"] = _rms(state, supervised)
         if loop_number > 1:
+            two_before = states[loop_number - 2]
+            values[f"{key}/angular_change"] = _mean(angular_change(state, before, two_before), supervised)
             values |= _input_values(key, config, record, loop_number, supervised)
-            values[f"{key}/output_kl"] = _mean(_divergence(state, before, logits_of), supervised)
-        before = state
+            values[f"{key}/output_kl"] = _mean(_output_kl(state, before, logits_of), supervised)
     return values | _gate_values(record, supervised)
 
 
-def _divergence(now: Tensor, before: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """KL(p(now) || p(before)) in nats, [B, S], in pieces: whole logits would outweigh the model."""
+def _output_kl(now: Tensor, before: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """[B, S], in pieces: whole logits would outweigh the model."""
     pieces = []
     for now_piece, before_piece in zip(now.split(_PIECE, dim=1), before.split(_PIECE, dim=1), strict=True):
         log_now, log_before = (F.log_softmax(logits_of(x).float(), dim=-1) for x in (now_piece, before_piece))
-        pieces.append((log_now.exp() * (log_now - log_before)).sum(dim=-1))
+        pieces.append(output_kl(log_now, log_before))
     return torch.cat(pieces, dim=1)
 
 
@@ -94,7 +100,7 @@ def _gate_values(record: LoopRecorder, supervised: Tensor) -> dict[str, float]:
     by_loop: dict[int, list[float]] = {}
     values = {}
     for (loop_number, layer_index), gate in record.gates.items():
-        mean = _mean(gate.float().mean(dim=-1), supervised)
+        mean = _mean(gate_mean(gate), supervised)
         values[f"loop{loop_number}/layer{layer_index}/gate_mean"] = mean
         by_loop.setdefault(loop_number, []).append(mean)
     return values | {f"loop{r}/gate_mean": sum(means) / len(means) for r, means in by_loop.items()}

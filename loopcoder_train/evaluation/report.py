@@ -22,7 +22,7 @@ def format_report(
     shown = [[name, *[""] * (report.num_loops - 1), f"{value:.4f}"] for name, value in baselines if value is not None]
     if shown:
         rows += [None, *shown]
-    return _align(header, rows)
+    return align(header, rows)
 
 
 def _row(name: str, loss: Loss) -> list[str]:
@@ -30,8 +30,8 @@ def _row(name: str, loss: Loss) -> list[str]:
     return [name, *[f"{value:.4f}" for value in loss.loop_losses], bits, f"{loss.supervised_tokens:,}"]
 
 
-def _align(header: list[str], rows: list[list[str] | None]) -> str:
-    """First column left, the others right; None is a rule."""
+def align(header: list[str], rows: list[list[str] | None]) -> str:
+    """A table: first column left, the others right; None is a rule, a row of one cell may be longer than its column."""
     cells = [header, *[row for row in rows if row is not None and len(row) > 1]]
     widths = [max(len(row[column]) for row in cells if column < len(row)) for column in range(len(header))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))

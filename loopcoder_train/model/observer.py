@@ -1,5 +1,7 @@
 """What a forward pass shows to whoever measures it (telemetry, diagnostics). Every method is optional to override."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -21,3 +23,30 @@ class Observer:
 
     def loop_output(self, loop_number: int, hidden: Tensor) -> None:
         """h(r), [B, S, d], before the final norm."""
+
+
+class Observers(Observer):
+    """Several observers of one forward pass, called in order."""
+
+    def __init__(self, observers: Sequence[Observer]):
+        self._observers = tuple(observers)
+
+    def loop_input(self, loop_number: int, embedding: Tensor | None, previous: Tensor | None) -> None:
+        """Show it to everyone."""
+        for observer in self._observers:
+            observer.loop_input(loop_number, embedding, previous)
+
+    def attention(self, loop_number: int, layer_index: int, tensors: dict[str, Tensor]) -> None:
+        """Show it to everyone."""
+        for observer in self._observers:
+            observer.attention(loop_number, layer_index, tensors)
+
+    def gate(self, loop_number: int, layer_index: int, gate: Tensor) -> None:
+        """Show it to everyone."""
+        for observer in self._observers:
+            observer.gate(loop_number, layer_index, gate)
+
+    def loop_output(self, loop_number: int, hidden: Tensor) -> None:
+        """Show it to everyone."""
+        for observer in self._observers:
+            observer.loop_output(loop_number, hidden)

@@ -8,7 +8,8 @@ R = 1 is a plain Llama. `loop_kind=sequential` is the comparison model h(r) = f(
 attention. Module names are the released checkpoint's, so `state_dict()` needs no translation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,20 @@ class LoopStep:
         self.loop_number, self.rope, self.attend, self.observer = loop_number, rope, attend, observer
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What all loops over the rows of one forward pass share: E [B, S, d], RoPE tables and both attention branches."""
+
+    embedding: Tensor
+    documents: Documents
+    rope: Rope
+    attend: Attend
+
+    def step(self, loop_number: int, observer: Observer) -> LoopStep:
+        """What the layers of one loop share."""
+        return LoopStep(loop_number, self.rope, self.attend, observer)
+
+
 class Backbone(nn.Module):
     """Embedding, the weight-shared layers and the final norm (the `model.` part of every parameter name)."""
 
@@ -137,41 +152,50 @@ class PLT(nn.Module):
     ) -> Iterator[tuple[Tensor, list[SharedKV]]]:
         """Run the loops one by one: yields h(r) [B, S, d] and the keys and values of its own visits, for r = 1..R."""
         config, observer = self.config, observer or Observer()
-        documents = Documents.of(input_ids, document_ids)
-        rope = rope_tables(documents.positions, config.head_dim, config.rope_theta)
-        weight = self.model.embed_tokens.weight
-        kernels = choose_kernels(self.kernel_config, weight.device, weight.dtype)
-        attend = WholeRows(kernels, documents, config.window_left)
-        embedding, hidden = self.model.embed_tokens(input_ids), None
+        rows, hidden = self.rows(input_ids, document_ids), None
         shared: list[SharedKV | None] = [None] * config.num_layers
         for loop_number in range(1, config.num_loops + 1):
-            step = LoopStep(loop_number, rope, attend, observer)
-            x = self._loop_input(embedding, hidden, documents, step)
-            hidden, own = self._visit_layers(x, shared, step)
+            step = rows.step(loop_number, observer)
+            x = self.loop_input(rows, hidden, step)
+            hidden, own = self.visit_layers(x, shared, step)
             observer.loop_output(loop_number, hidden)
             yield hidden, own
             if config.loop_kind is LoopKind.parallel and loop_number == 1:
                 shared = own
 
-    def _loop_input(self, embedding: Tensor, previous: Tensor | None, documents: Documents, step: LoopStep) -> Tensor:
-        """E for loop 1, B(r) for later loops (h(r-1) itself in the sequential comparison)."""
+    def rows(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Rows:
+        """Embedding, documents, RoPE tables and attention branches of a batch [B, S]."""
+        documents = Documents.of(input_ids, document_ids)
+        rope = rope_tables(documents.positions, self.config.head_dim, self.config.rope_theta)
+        weight = self.model.embed_tokens.weight
+        kernels = choose_kernels(self.kernel_config, weight.device, weight.dtype)
+        attend = WholeRows(kernels, documents, self.config.window_left)
+        return Rows(self.model.embed_tokens(input_ids), documents, rope, attend)
+
+    def loop_input(self, rows: Rows, previous: Tensor | None, step: LoopStep) -> Tensor:
+        """E for loop 1, B(r) made of `previous` = h(r-1) later (h(r-1) itself in the sequential comparison)."""
         config = self.config
         if previous is None:
-            step.observer.loop_input(step.loop_number, embedding, None)
-            return embedding
+            step.observer.loop_input(step.loop_number, rows.embedding, None)
+            return rows.embedding
         if config.loop_kind is LoopKind.sequential:
             step.observer.loop_input(step.loop_number, None, previous)
             return previous
-        shifted = shift_right(self.between_loops(previous), documents.starts)
-        step.observer.loop_input(step.loop_number, embedding, shifted)
-        return loop_input(embedding, shifted, config.embedding_scale, config.hidden_scale)
+        shifted = shift_right(self.between_loops(previous), rows.documents.starts)
+        step.observer.loop_input(step.loop_number, rows.embedding, shifted)
+        return loop_input(rows.embedding, shifted, config.embedding_scale, config.hidden_scale)
 
     def between_loops(self, hidden: Tensor) -> Tensor:
         """N(h): the final norm with its shared weights, or the identity."""
         return self.model.norm(hidden) if self.config.normalize_between_loops else hidden
 
-    def _visit_layers(self, x: Tensor, shared: list[SharedKV | None], step: LoopStep) -> tuple[Tensor, list[SharedKV]]:
-        """f: all layers once."""
+    def visit_layers(
+        self, x: Tensor, shared: Sequence[SharedKV | None], step: LoopStep
+    ) -> tuple[Tensor, list[SharedKV]]:
+        """f(x; K1, V1): all layers once, [B, S, d] -> [B, S, d], and the keys and values of this visit.
+
+        `shared`: loop 1's keys and values of every layer; None for full attention over the visit's own.
+        """
         own = []
         for layer, shared_kv in zip(self.model.layers, shared, strict=True):
             x, kv = layer(x, shared_kv, step)

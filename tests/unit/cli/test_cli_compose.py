@@ -22,7 +22,7 @@ from tests.unit.cli.conftest import QUICK, make_corpus
 CONFIGS = resources.files("configs")
 EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in CONFIGS.joinpath("experiment").iterdir())
 COMMANDS = ("plan", "pretrain", "evaluate", "generate", "data build", "data show", "data audit", "data report")
-COMMANDS += tuple(f"checkpoint {name}" for name in ("list", "verify", "prune"))
+COMMANDS += ("diagnose", *(f"checkpoint {name}" for name in ("list", "verify", "prune")))
 
 
 def make_paper_corpus(workplace):
@@ -182,6 +182,16 @@ def test_evaluate_and_generate_get_their_options(monkeypatch, workplace, loopcod
     evaluate, generate = calls
     assert (evaluate.run_dir, evaluate.step, evaluate.json, evaluate.num_loops) == (run, 200, True, 1)
     assert (generate.run_dir, generate.prompt, generate.temperature, generate.top_k) == (run, prompt, 0.0, 5)
+
+
+def test_diagnose_gets_its_options(monkeypatch, workplace, loopcoder):
+    calls = []
+    monkeypatch.setattr("loopcoder_train.diagnostics.command.diagnose_run", calls.append)
+    assert loopcoder("diagnose", "runs/q", "num_samples=9", "attention_queries=null", "num_loops=3")[0] == 0
+    assert loopcoder("diagnose", "runs/q")[0] == 0
+    asked, default = calls
+    assert (asked.run_dir, asked.num_samples, asked.attention_queries, asked.num_loops) == ("runs/q", 9, None, 3)
+    assert (default.num_samples, default.attention_queries, default.num_loops) == (500, 64, None)
 
 
 @pytest.mark.parametrize("path", ["a b", "a'b", "a,b=c", "a[1]{2}", "a\\b\\", "a\\'b", "it's\\\\'x", "~x:#y", "(z)"])

@@ -1,8 +1,8 @@
-"""Options of evaluate and generate: rules."""
+"""Options of evaluate, diagnose and generate: rules."""
 
 import pytest
 
-from loopcoder_train.config.commands import EvaluateOptions, GenerateOptions
+from loopcoder_train.config.commands import DiagnoseOptions, EvaluateOptions, GenerateOptions
 from loopcoder_train.config.errors import UserError
 
 
@@ -36,3 +36,10 @@ def test_evaluate_rules(option):
     EvaluateOptions(run_dir="runs/x", **{option: 1})
     with pytest.raises(UserError, match=f"{option}=0"):
         EvaluateOptions(run_dir="runs/x", **{option: 0})
+
+
+@pytest.mark.parametrize("option", ["step", "num_loops", "num_samples", "attention_queries", "min_sample_tokens"])
+def test_diagnose_rules(option):
+    DiagnoseOptions(run_dir="runs/x", **{option: 2})
+    with pytest.raises(UserError, match=f"{option}=0"):
+        DiagnoseOptions(run_dir="runs/x", **{option: 0})

@@ -5,90 +5,22 @@ import json
 import shutil
 
 import pytest
-import torch
 
-from data_pipeline.mixture import Mixture
-from data_pipeline.segments import one_segment
-from data_pipeline.stream import TokenStream
 from loopcoder_train.checkpoint import find_checkpoint
-from loopcoder_train.config import (
-    CheckpointConfig,
-    DataConfig,
-    Device,
-    EngineKind,
-    EvaluationConfig,
-    OptimizerConfig,
-    Precision,
-    RunConfig,
-    TrainingConfig,
-    UserError,
-)
+from loopcoder_train.config import Device, UserError
 from loopcoder_train.config.commands import EvaluateOptions, GenerateOptions
 from loopcoder_train.config.io import read_run_config, write_run_config
-from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.evaluation.command import evaluate_run
 from loopcoder_train.evaluation.generate import continue_prompt, generate_text
-from loopcoder_train.evaluation.heldout import evaluate_heldout
 from loopcoder_train.evaluation.load import load_run
-from loopcoder_train.training.checkpoint_hook import CheckpointHook
-from loopcoder_train.training.evaluate_hook import EvaluateHook
-from loopcoder_train.training.log_hook import LogHook
-from loopcoder_train.training.loop import Run, fit
-from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
-from tests.conftest import small_model
+from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 from tests.unit.evaluation.corpus import make_corpus
-
-CPU = torch.device("cpu")
-STEPS, BATCH, S = 6, 4, 32
+from tests.unit.evaluation.trained_run import CPU, STEPS, train
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run directory after a few steps of the plain engine in fp32."""
-    root = tmp_path_factory.mktemp("run")
-    corpus = make_corpus(root / "corpus")
-    config = RunConfig(
-        run_dir=str(root / "run"),
-        model=small_model(vocab_size=corpus.manifest.vocab_size + 8, max_position_embeddings=64),
-        training=TrainingConfig(
-            num_steps=STEPS, global_batch_size=BATCH, micro_batch_size=2, precision=Precision.fp32, device=Device.cpu
-        ),
-        engine=EngineKind.plain,
-        data=DataConfig(corpus_dir=str(root / "corpus"), sequence_length=S, shuffle_block_tokens=16),
-        optimizer=OptimizerConfig(peak_lr=5e-3),
-        evaluation=EvaluationConfig(max_sequences_per_source=4, batch_size=3),
-    )
-    run_dir = root / "run"
-    run_dir.mkdir()
-    write_run_config(config, run_dir / "run.yaml")
-    quotas = [STEPS * BATCH // 4, STEPS * BATCH // 4, STEPS * BATCH // 2, 0]
-    mixture = Mixture(corpus.manifest.names, corpus.manifest.kinds, quotas)
-    stream = one_segment(TokenStream(corpus, mixture, S, 0, shuffle_block_tokens=16), BATCH)
-    engine = PlainEngine(config, CPU)
-    hooks = [
-        LogHook(config.model, CPU, every_steps=1),
-        EvaluateHook(lambda: evaluate_heldout(engine, corpus, S, 3, 4).metrics(), every_steps=3),
-        CheckpointHook(
-            CheckpointConfig(every_steps=3),
-            CPU,
-            stream_state=stream.state,
-            logger_run_ids={},
-            options={},
-        ),
-    ]
-    data = iter([[stream.read(batch)] for batch in range(STEPS)])
-    with MetricsWriter(run_dir / METRICS_FILE) as metrics:
-        run = Run(
-            run_dir=run_dir,
-            engine=engine,
-            data=data,
-            learning_rate=lambda tokens: 5e-3,
-            num_steps=STEPS,
-            batch_tokens=stream.batch_tokens,
-            metrics=metrics,
-        )
-        fit(run, hooks)
-    return run_dir
+    return train(tmp_path_factory.mktemp("run"))
 
 
 def evaluate(run_dir, **options) -> tuple[object, str]:

@@ -64,19 +64,9 @@ def test_the_window_shows_its_keys_to_the_left_and_self(window_left):
 
 def _second_visit(model, loop_two_input):
     """h(2) when loop 2 reads `loop_two_input` and loop 1 read something fixed."""
-    from loopcoder_train.model.attention import choose_kernels
-    from loopcoder_train.model.documents import Documents
-    from loopcoder_train.model.gated_attention import WholeRows
-    from loopcoder_train.model.plt import LoopStep
-    from loopcoder_train.model.rope import rope_tables
-
-    config, tokens = model.config, torch.zeros(1, loop_two_input.shape[1], dtype=torch.long)
-    documents = Documents.of(tokens, None)
-    rope = rope_tables(documents.positions, config.head_dim, config.rope_theta)
-    kernels = choose_kernels(model.kernel_config, tokens.device, torch.float32)
+    tokens = torch.zeros(1, loop_two_input.shape[1], dtype=torch.long)
     (_, shared), _ = model.loops(tokens)
-    step = LoopStep(2, rope, WholeRows(kernels, documents, config.window_left), Observer())
-    return model._visit_layers(loop_two_input, shared, step)[0]
+    return model.visit_layers(loop_two_input, shared, model.rows(tokens).step(2, Observer()))[0]
 
 
 def test_document_ids_of_another_shape_are_refused():
