@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 from data_pipeline.errors import DataError
 from data_pipeline.segments import SegmentedStream
@@ -19,10 +20,37 @@ from data_pipeline.stream import Batch
 _POLL_SECONDS = 0.1
 
 
+class BatchStream(Protocol):
+    """What a loader reads: `SegmentedStream`, or anything else with numbered batches that can be cut into parts."""
+
+    batch_sizes: list[int]  # every size, in sequences, that some batch has
+
+    def read(self, batch: int, part: int = 0, parts: int = 1) -> Batch:
+        """The `part`-th of `parts` equal contiguous parts of a batch."""
+        ...
+
+    def prefetch(self, batch: int, part: int = 0, parts: int = 1) -> None:
+        """Begin to fetch what `read` needs."""
+        ...
+
+    def interrupt(self) -> None:
+        """End reads that are in progress in other threads."""
+        ...
+
+    def state(self, batch: int) -> dict[str, Any]:
+        """What a checkpoint needs to go on at `batch`: < 1 KB of JSON, equal on all ranks."""
+        ...
+
+    def check_state(self, state: dict[str, Any]) -> int:
+        """The batch of a saved state; DataError if this stream has other tokens before it."""
+        ...
+
+
 class StreamLoader(Iterator[list[Batch]]):
     """Iterates over `num_steps` batches from batch `start_step`; each item is this rank's micro-batches of one.
 
-    num_steps None: without end. The stream goes on behind what was planned, for runs that discard batches.
+    num_steps None: without end; the stream goes on behind what was planned, for runs that discard batches. Otherwise
+    `stream` is a SegmentedStream that is planned for them.
 
     Sizes are in sequences; batches are as large as their segment says. prefetch_steps >= 1 steps are read ahead.
     `wait_seconds`: how long the last `next` waited. An error of the reading thread is raised by the `next` that would
@@ -32,7 +60,7 @@ class StreamLoader(Iterator[list[Batch]]):
 
     def __init__(
         self,
-        stream: SegmentedStream,
+        stream: BatchStream,
         *,
         start_step: int,
         num_steps: int | None,
@@ -41,8 +69,8 @@ class StreamLoader(Iterator[list[Batch]]):
         data_parallel_size: int = 1,
         prefetch_steps: int = 2,
     ) -> None:
-        for segment in stream.segments:
-            _check_sizes(segment.global_batch_size, micro_batch_size, data_parallel_size)
+        for batch_size in stream.batch_sizes:
+            _check_sizes(batch_size, micro_batch_size, data_parallel_size)
         if not 0 <= data_parallel_rank < data_parallel_size:
             raise DataError(f"data parallel rank {data_parallel_rank}: must be in 0..{data_parallel_size - 1}")
         if prefetch_steps < 1:

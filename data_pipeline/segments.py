@@ -100,6 +100,11 @@ class SegmentedStream:
             notes += [f"from batch {wanted.first_batch}: {note}" if number else note for note in said]
         return cls(segments, notes)
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Sequences of a batch, segment by segment."""
+        return [segment.global_batch_size for segment in self.segments]
+
     def segment_number(self, batch: int) -> int:
         """The number of the segment that `batch` >= 0 belongs to."""
         if batch < 0:

@@ -105,9 +105,14 @@ class Tokenizer:
         """The id of a token by its spelling, None if there is none."""
         return self._backend.token_to_id(token)
 
+    @functools.cached_property
+    def sentinels(self) -> dict[str, int]:
+        """Spelling -> id of every sentinel."""
+        return {token.content: number for number, token in self._backend.get_added_tokens_decoder().items()}
+
     def sentinel_ids(self, tokens: Sequence[str], purpose: str) -> list[int]:
         """The ids of sentinels; DataError, naming them and what they are for, if the tokenizer lacks one."""
-        known = {token.content: number for number, token in self._backend.get_added_tokens_decoder().items()}
+        known = self.sentinels
         missing = [token for token in tokens if token not in known]
         if missing:
             raise DataError(

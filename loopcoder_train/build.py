@@ -1,7 +1,7 @@
-"""The composition root: every part of a pretraining run is made here, put together, and handed to `fit`.
+"""The composition root: every part of a training run is made here, put together, and handed to `fit`.
 
-lock on run_dir -> process group -> corpus and token stream -> engine -> last good checkpoint, or another run's weights
--> hooks -> fit
+lock on run_dir -> process group -> what it reads (run_data.py) -> engine -> last good checkpoint, or another run's
+weights -> hooks -> fit
 """
 
 import os
@@ -14,17 +14,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.manifest import Corpus
-from data_pipeline.segments import SegmentedStream
-from data_pipeline.substitutes import SUBSTITUTES_FILE, SubstituteLedger
 from loopcoder_train.checkpoint import find_checkpoint, set_aside
 from loopcoder_train.checkpoint.discovery import Found
-from loopcoder_train.config import EngineKind, OnBadBlock, RunConfig, UserError, WandbMode
+from loopcoder_train.config import EngineKind, RunConfig, UserError, WandbMode
 from loopcoder_train.config.compare import differences, refuse_changes, result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
-from loopcoder_train.evaluation.heldout import EvaluationInterrupted, evaluate_heldout
-from loopcoder_train.evaluation.probe import probe_batch
+from loopcoder_train.evaluation.heldout import EvaluationInterrupted
+from loopcoder_train.run_data import RunData, open_run_data
 from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
 from loopcoder_train.runtime.device import choose_device, set_threads
@@ -59,7 +56,7 @@ from loopcoder_train.training.step_history import StepHistory
 from loopcoder_train.training.stop_deadline import deadline_of
 from loopcoder_train.training.stop_hook import StopAgreement, StopHook
 from loopcoder_train.training.telemetry_hook import TelemetryHook
-from loopcoder_train.training.token_stream import build_loader, check_position, open_stream
+from loopcoder_train.training.token_stream import build_loader, check_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +80,8 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         console = open_console(process.rank)
         stack.enter_context(logging_above(console))
         enter("opening the corpus", part="corpus")
-        stream = stack.enter_context(open_stream(config))
-        corpus = stream.segments[0].stream.corpus  # evaluation holds all of the run against its first segment
-        if config.data.on_bad_block is OnBadBlock.substitute:
-            for read in stream.corpora:
-                read.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, read)
+        data = stack.enter_context(open_run_data(config, process.rank))
+        stream = data.stream
         engine = build_engine(config, process.device)
         snapshot = resume(config, engine, process, console)
         state = snapshot.training if snapshot else TrainingState()
@@ -96,8 +90,8 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
             check_position(stream, snapshot.stream, state)
         else:
             enter("setting the first weights", part="load_checkpoint")
-            origin = init_weights(config, engine, corpus.manifest.tokenizer_hash)
-            for note in (*(f"mixture: {note}" for note in stream.notes), *(origin.notes if origin else ())):
+            origin = init_weights(config, engine, data.tokenizer_hash)
+            for note in (*data.notes, *(origin.notes if origin else ())):
                 console.note(note)
         enter("opening the records", part="records")
         accounts = accounts_of_attempt(config, process, state, clock)
@@ -130,7 +124,7 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
             console.note(f"nothing left to do: training.num_steps or stop_after_step is {run.last_step}")
         agreement = build_agreement(config, requests, engine, process)
         stop = StopHook(agreement)
-        hooks = build_hooks(config, corpus, stream, engine, process, console, snapshot, agreement)
+        hooks = build_hooks(config, data, engine, process, console, snapshot, agreement)
         fit(run, [StartHook(clock), *hooks, stop])
         console.note(f"{config.run_dir}: step {run.state.step} of {run.num_steps}, {run.state.tokens:,} tokens trained")
         return stop.cause_of_the_end(run)
@@ -315,8 +309,7 @@ def build_agreement(config: RunConfig, requests: StopRequests, engine: Engine, p
 
 def build_hooks(
     config: RunConfig,
-    corpus: Corpus,
-    stream: SegmentedStream,
+    data: RunData,
     engine: Engine,
     process: Process,
     console: Console,
@@ -324,15 +317,13 @@ def build_hooks(
     agreement: StopAgreement,
 ) -> list[Hook]:
     """What happens around a step, in order: judge, record, measure, save."""
-    data, evaluation, telemetry = config.data, config.evaluation, config.telemetry
+    stream = data.stream
 
     def held_out_metrics() -> dict[str, float] | None:
-        how_much = evaluation.batch_size, evaluation.max_sequences_per_source
         try:
-            report = evaluate_heldout(engine, corpus, data.sequence_length, *how_much, interrupted=agreement.reached)
+            return data.evaluate(engine, agreement.reached).metrics()
         except EvaluationInterrupted:
             return None
-        return report.metrics()
 
     saving = CheckpointHook(
         config.checkpoint,
@@ -351,10 +342,8 @@ def build_hooks(
         ConsumptionHook(stream.names_of),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps, kinds=stream.kinds),
         *slow_rank_hooks(config, process.world_size),
-        EvaluateHook(held_out_metrics, every_steps=evaluation.every_steps),
-        TelemetryHook(
-            probe_batch(corpus, data.sequence_length, telemetry.num_sequences), every_steps=telemetry.every_steps
-        ),
+        EvaluateHook(held_out_metrics, every_steps=config.evaluation.every_steps),
+        TelemetryHook(data.probe(), every_steps=config.telemetry.every_steps),
         *corruption_hooks(config, process.device),
         saving,
         *mirror_hooks(config, process.rank, saving),

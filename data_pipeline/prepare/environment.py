@@ -52,7 +52,7 @@ _NOT_DOCUMENTATION = {
 }
 
 
-def _files(skip: Skip) -> list[FileEntry]:
+def environment_files(skip: Skip) -> list[FileEntry]:
     """Every file of the environment, named `stdlib/...` or `site-packages/...`."""
     paths = sysconfig.get_paths()
     roots = {"stdlib": paths["stdlib"], "site-packages": paths["purelib"], "site-packages-native": paths["platlib"]}
@@ -71,7 +71,7 @@ def _files(skip: Skip) -> list[FileEntry]:
 def code(max_document_bytes: int, skip: Skip, part: Part) -> Iterator[RawText]:
     """Source files of a part, in an order of which every prefix is a sample of all languages."""
     by_language: dict[str, list[FileEntry]] = defaultdict(list)
-    for entry in part_of_files(_files(once(skip, part)), part):
+    for entry in part_of_files(environment_files(once(skip, part)), part):
         language = languages.language_of(entry.name)
         if language is None:
             skip(_NOT_SOURCE, entry.size)
@@ -107,7 +107,7 @@ def spread(by_language: dict[str, list[FileEntry]]) -> list[tuple[str, FileEntry
 
 def text(max_document_bytes: int, skip: Skip, part: Part) -> Iterator[RawText]:
     """Docstrings, package descriptions and documentation of a part, interleaved 6 : 1 : 2 by bytes while they last."""
-    entries = part_of_files(_files(once(skip, part)), part)
+    entries = part_of_files(environment_files(once(skip, part)), part)
     collections = {
         DOCSTRINGS: _docstrings(entries, max_document_bytes, skip),
         DESCRIPTIONS: _descriptions(entries, max_document_bytes, skip),

@@ -39,7 +39,12 @@ def _execute(options: AuditOptions) -> int:
     require(run_yaml.exists(), "run_dir", run_dir, "holds no run", "`loopcoder runs` lists those there are")
     require(metrics.exists(), "run_dir", run_dir, f"has no {METRICS_FILE} yet", "train first")
     saved = [(checkpoint.step, RunSnapshot.from_json(checkpoint.state)) for checkpoint in checkpoints_of(run_dir)]
-    with open_stream(read_run_config(run_yaml)) as stream:
+    config = read_run_config(run_yaml)
+    tuned = config.finetune is not None
+    require(
+        not tuned, "run_dir", run_dir, "was tuned on conversations, whose rows its plan.json has", "give a pretraining"
+    )
+    with open_stream(config) as stream:
         audit = audit_run(stream, all_records(metrics), saved)
         print(aligned([HEADINGS, *_rows(stream, audit)]))
     print(

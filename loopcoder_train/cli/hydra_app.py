@@ -43,6 +43,8 @@ class Command:
     schema: type
     execute: Callable[[Any], int]
     prepare: Callable[[dict[str, Any]], None] | None = None  # changes the composed values before their rules are met
+    inherited: tuple[str, ...] = ()  # options without a default here: what nobody sets, `prepare` does
+    example_experiment: str = "quickstart"  # composed where somebody asks for help
 
     @property
     def composes_run(self) -> bool:
@@ -53,6 +55,17 @@ class Command:
     def schema_name(self) -> str:
         """What the primary file calls the dataclass."""
         return "run_schema" if self.composes_run else f"{self.config_name}_schema"
+
+    @property
+    def schema_node(self) -> Any:
+        """The dataclass for Hydra; inherited options have no value."""
+        node = OmegaConf.structured(self.schema)
+        for key in self.inherited:
+            group, name = key.split(".")
+            if OmegaConf.is_missing(node, group):
+                node[group] = OmegaConf.structured(get_type_hints(self.schema)[group])
+            node[group][name] = "???"
+        return node
 
     @property
     def known_keys(self) -> list[str]:
@@ -76,10 +89,11 @@ def run(command: Command, arguments: Arguments) -> int:
     """Compose and execute. Returns 0 when every job returned 0, else the first other code."""
     if arguments.asks_for_help:
         # Composing must not fail over what is asked about.
-        arguments.overrides = ["experiment=quickstart"] if command.composes_run else []
+        arguments.overrides = [f"experiment={command.example_experiment}"] if command.composes_run else []
+    _refuse_absent_groups(command, arguments.overrides)
     arguments.open_keys(free_form_keys(command.schema))
     jobs = _Jobs(command, arguments)
-    ConfigStore.instance().store(name=command.schema_name, node=command.schema)
+    ConfigStore.instance().store(name=command.schema_name, node=command.schema_node)
     application = hydra.main(version_base="1.3", config_path="pkg://configs", config_name=command.config_name)(jobs.run)
     with tempfile.TemporaryDirectory(prefix="loopcoder-sweep-") as scratch:
         # A sweep of Hydra insists on a folder for its own notes; nobody needs them.
@@ -94,6 +108,16 @@ def run(command: Command, arguments: Arguments) -> int:
                     raise
                 raise UserError(str(error)) from error  # Hydra's own about flags and group choices
     return jobs.exit_code()
+
+
+def _refuse_absent_groups(command: Command, overrides: list[str]) -> None:
+    """Groups that only some commands have: Hydra fails at an option below nothing without saying which."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] == "finetune" and command.composes_run and command.name != "finetune":
+            raise UserError(
+                f"{key}: is an option of `loopcoder finetune`, not of `loopcoder {command.name}`; leave it out"
+            )
 
 
 class _Jobs:
@@ -125,12 +149,13 @@ class _Jobs:
             raise SystemExit(code)
 
     def _options(self, composed: DictConfig) -> Any:
-        missing = sorted(OmegaConf.missing_keys(composed) - set(self.arguments.literals))
+        inherited = set(self.command.inherited)
+        missing = sorted(OmegaConf.missing_keys(composed) - set(self.arguments.literals) - inherited)
         if missing:
             raise messages.not_set(missing[0], self.command.example)
         values = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         values.update(self.arguments.literals)
-        if self.command.config_name == "pretrain":
+        if self.command.config_name in ("pretrain", "finetune"):
             values["run_dir"] = self._run_dir(values["run_dir"])
         if self.command.prepare is not None:
             self.command.prepare(values)

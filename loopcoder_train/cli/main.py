@@ -15,6 +15,7 @@ from loopcoder_train.config.process import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, E
 COMMANDS = {
     ("plan",): "loopcoder_train.cli.plan",
     ("pretrain",): "loopcoder_train.cli.pretrain",
+    ("finetune",): "loopcoder_train.cli.finetune",
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("diagnose",): "loopcoder_train.cli.diagnose",
     ("generate",): "loopcoder_train.cli.generate",
@@ -38,6 +39,7 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder data report [CORPUS]           where every document went, as a table and a page
   loopcoder plan experiment=NAME           memory, traffic and days of a run, before a GPU is rented
   loopcoder pretrain experiment=NAME       train; the same command again resumes
+  loopcoder finetune experiment=sft model.init_from=RUN      tune a run's model on conversations
   loopcoder runs [DIR]                     the runs below a folder: state, step, loss, speed, where
   loopcoder stop RUN                       ask a run, here or in a SLURM job, to save and stop
   loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN

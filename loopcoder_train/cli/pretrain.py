@@ -1,5 +1,6 @@
 """`loopcoder pretrain`: check what can be checked without torch, write run.yaml, start workers or submit a job."""
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from loopcoder_train.config.launch import LaunchKind
 from loopcoder_train.config.process import EXIT_USER_ERROR
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.metrics import METRICS_FILE, last_step
-from loopcoder_train.training.token_stream import open_stream
+from loopcoder_train.training.token_stream import check_vocabulary, open_stream
 
 PATHS = ("run_dir", "data.corpus_dir", "data.cache_dir", "model.init_from", "checkpoint.mirror_dir")
 
@@ -85,7 +87,14 @@ def torchrun_line(config: RunConfig, run_yaml: Path) -> str:
 
 
 def check_corpus(config: RunConfig) -> None:
-    """The corpora exist, are whole, fit the model's vocabulary, and can give the tokens that the run asks for."""
+    """The corpora exist, are whole, fit the model's vocabulary, and can give the tokens that the run asks for.
+
+    Of a tuning run only the tokenizer counts.
+    """
+    if config.finetune is not None:
+        with closing(open_corpus(config.data)) as corpus:
+            check_vocabulary(config, corpus)
+        return
     with open_stream(config) as stream:
         if config.accept_config_changes and not config.fresh:
             check_continuation(config, stream)

@@ -6,6 +6,7 @@ Nothing in the folder is touched before the run's lock is held, so a run that st
 import dataclasses
 import itertools
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from loopcoder_train.config.compare import refuse_changes, result_changing_keys
@@ -14,6 +15,7 @@ from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, write_ru
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.runtime.lock import RunLock
 from loopcoder_train.runtime.mirror_owner import check_mirror_owner
+from loopcoder_train.training.corpus import open_corpus
 
 
 def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | None]:
@@ -43,8 +45,20 @@ def prepare(config: RunConfig, launcher_lock: RunLock) -> tuple[Path, bytes | No
                 refuse_changes(f"run_dir={run_dir}", changes, accepted=config.accept_config_changes)
         if mirror is not None and config.fresh and mirror.exists():  # else the new run would resume from it
             print(f"loopcoder: fresh=true: its mirror was moved to {set_aside(mirror)}", file=sys.stderr)
+        if config.finetune is not None:
+            _prepare_conversations(config)
         write_run_config(dataclasses.replace(config, fresh=False), run_yaml)
     return run_yaml, previous
+
+
+def _prepare_conversations(config: RunConfig) -> None:
+    """The frozen plan of a tuning run lies in its folder before any worker starts; it is large enough for the steps."""
+    from loopcoder_train.finetune.plan_making import prepare_plan  # for tuning runs only: Jinja, tokenizers
+    from loopcoder_train.finetune.stream import open_conversations
+
+    with closing(open_corpus(config.data)) as corpus:
+        plan = prepare_plan(Path(config.run_dir), config.finetune, corpus, config.data.sequence_length)
+    open_conversations(config, plan)
 
 
 def check_init_source(config: RunConfig) -> None:

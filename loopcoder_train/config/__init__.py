@@ -7,6 +7,7 @@ No torch, no Hydra, no file system. The launcher fills these from Hydra's YAML g
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.data_reading import OnBadBlock
 from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.finetune import ConversationKind, ConversationSource, FinetuneConfig, OnTooLong
 from loopcoder_train.config.guards import GuardsConfig, OnBadStep
 from loopcoder_train.config.kernels import GlobalKernel, KernelConfig, LocalKernel
 from loopcoder_train.config.launch import LaunchConfig, LaunchKind
@@ -27,10 +28,13 @@ from loopcoder_train.config.training import ActivationCheckpointing, Device, Pre
 __all__ = [
     "ActivationCheckpointing",
     "CheckpointConfig",
+    "ConversationKind",
+    "ConversationSource",
     "DataConfig",
     "Device",
     "EngineKind",
     "EvaluationConfig",
+    "FinetuneConfig",
     "GateInput",
     "GlobalKernel",
     "GuardsConfig",
@@ -43,6 +47,7 @@ __all__ = [
     "ModelConfig",
     "OnBadBlock",
     "OnBadStep",
+    "OnTooLong",
     "OptimizerConfig",
     "ParallelConfig",
     "Precision",

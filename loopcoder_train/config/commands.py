@@ -56,6 +56,7 @@ class GenerateOptions:
     step: int | None = None  # which checkpoint; default: the newest good one
     prompt: str | None = None
     prompt_file: str | None = None  # UTF-8 text; instead of `prompt`
+    message: str | None = None  # to the assistant of a tuned run; instead of both
     max_new_tokens: int = 64
     temperature: float = 0.8  # 0: always the most probable token
     top_k: int | None = None  # draw among the k most probable tokens only
@@ -65,10 +66,12 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         _check_run(self.run_dir, self.step)
-        if self.prompt is None and self.prompt_file is None:
-            raise UserError('prompt: is not set; give prompt="def main" or prompt_file=FILE')
-        if self.prompt is not None and self.prompt_file is not None:
-            raise UserError("prompt_file: cannot be combined with prompt; give one of them")
+        given = [name for name in ("prompt", "prompt_file", "message") if getattr(self, name) is not None]
+        if not given:
+            raise UserError('prompt: is not set; give prompt="def main", prompt_file=FILE or message="TEXT"')
+        if len(given) > 1:
+            raise UserError(f"{given[1]}: cannot be combined with {given[0]}; give one of them")
+        require(self.message != "", "message", repr(self.message), "must not be empty")
         require(self.prompt != "", "prompt", repr(self.prompt), "must not be empty")
         require(self.prompt_file != "", "prompt_file", repr(self.prompt_file), "must name a file")
         require_positive(max_new_tokens=self.max_new_tokens)

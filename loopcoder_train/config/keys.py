@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def dotted_keys(schema: type) -> list[str]:
@@ -12,10 +12,16 @@ def dotted_keys(schema: type) -> list[str]:
     hints = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         keys.append(field.name)
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        hint = group_of(hints[field.name])
+        if hint is not None:
             keys.extend(f"{field.name}.{key}" for key in dotted_keys(hint))
     return keys
+
+
+def group_of(hint: Any) -> Any:
+    """The dataclass of a group of options that may be absent (`X | None`) or not; None for any other option."""
+    candidates = [option for option in get_args(hint) or (hint,) if dataclasses.is_dataclass(option)]
+    return candidates[0] if candidates and get_origin(hint) is not list else None
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:

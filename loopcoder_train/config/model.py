@@ -96,10 +96,7 @@ class ModelConfig:
     @property
     def init_source(self) -> tuple[str, int | None] | None:
         """Folder of the run whose weights this one starts from, and the step (None: its newest good checkpoint)."""
-        if self.init_from is None:
-            return None
-        run, at, step = self.init_from.rpartition("@")
-        return (run, int(step)) if at and step.isdecimal() else (self.init_from, None)
+        return None if self.init_from is None else run_and_step(self.init_from)
 
     @property
     def effective_depth(self) -> int:
@@ -110,3 +107,9 @@ class ModelConfig:
     def has_gates(self) -> bool:
         """Whether G-SWA gates exist: only a parallel loop with a second loop uses them."""
         return self.num_loops > 1 and self.loop_kind is LoopKind.parallel
+
+
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """`RUN` or `RUN@STEP` -> (RUN, STEP)."""
+    run, at, step = name.rpartition("@")
+    return (run, int(step)) if at and step.isdecimal() else (name, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loopcoder_train.config.data import DataConfig
 from loopcoder_train.config.errors import UserError, require, require_positive
+from loopcoder_train.config.finetune import FinetuneConfig, check_finetune
 from loopcoder_train.config.guards import GuardsConfig
 from loopcoder_train.config.kernels import KernelConfig
 from loopcoder_train.config.launch import LaunchConfig, check_processes
@@ -122,11 +123,14 @@ class RunConfig:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    finetune: FinetuneConfig | None = None  # set: conversations instead of the corpus's token stream
 
     def __post_init__(self) -> None:
         require(bool(self.run_dir), "run_dir", repr(self.run_dir), "must name a folder")
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
         self._check_dry_run()
+        if self.finetune is not None:
+            check_finetune(self.data, self.model)
         self._check_tensor_parallel()
         self._check_engine()
         self._check_stages()

@@ -11,9 +11,11 @@ from data_pipeline.stream import heldout_batches
 from loopcoder_train.config import UserError
 from loopcoder_train.config.commands import EvaluateOptions
 from loopcoder_train.evaluation.baselines import BigramModel, training_sample, unigram_entropy
-from loopcoder_train.evaluation.heldout import HeldOutReport, evaluate_heldout
+from loopcoder_train.evaluation.heldout import HeldOutReport, evaluate_batches, evaluate_heldout
 from loopcoder_train.evaluation.load import LoadedRun, PlainLosses, load_run
 from loopcoder_train.evaluation.report import format_report
+from loopcoder_train.finetune.plan import Plan
+from loopcoder_train.finetune.stream import heldout_rows, heldout_sources
 from loopcoder_train.training.figure import FIGURE_FILE, draw_loss_figure
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 
@@ -30,6 +32,7 @@ class Evaluation:
     report: HeldOutReport
     unigram_entropy: float  # nats per token, of the evaluated tokens
     bigram_loss: float  # nats per token, fitted on as many training tokens as the run has seen (capped)
+    conversations: HeldOutReport | None = None  # of a tuned run: its held-out conversations, what the assistant says
 
     def to_json(self) -> dict[str, object]:
         """The content of `evaluation.json`."""
@@ -39,6 +42,7 @@ class Evaluation:
             "unigram_entropy": self.unigram_entropy,
             "bigram_loss": self.bigram_loss,
             **self.report.to_json(),
+            **({"conversations": self.conversations.to_json()} if self.conversations else {}),
         }
 
 
@@ -61,6 +65,8 @@ def evaluate_run(options: EvaluateOptions, stream: TextIO | None = None) -> Eval
         ),
         file=stream,
     )
+    if evaluation.conversations:
+        print(f"\nheld-out conversations of the tuning\n{format_report(evaluation.conversations)}", file=stream)
     print(f"\nwritten: {path}" + (f", {figure}" if figure else ""), file=stream)
     return evaluation
 
@@ -99,7 +105,14 @@ def _evaluate(run: LoadedRun, options: EvaluateOptions) -> Evaluation:
         report=report,
         unigram_entropy=unigram_entropy(heldout),
         bigram_loss=BigramModel(sample, run.corpus.manifest.vocab_size).loss(heldout),
+        conversations=None if run.config.finetune is None else _evaluate_conversations(run, batch_size, limit),
     )
+
+
+def _evaluate_conversations(run: LoadedRun, batch_size: int, limit: int) -> HeldOutReport:
+    plan = Plan.open(run.run_dir)
+    batches = heldout_rows(plan, batch_size, limit)
+    return evaluate_batches(PlainLosses(run.model, run.device), batches, heldout_sources(plan), plan.folder)
 
 
 def _write(path: Path, content: str) -> None:

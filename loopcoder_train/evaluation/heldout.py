@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from data_pipeline.manifest import Corpus, SplitInfo
+from data_pipeline.manifest import Corpus, SourceInfo, SplitInfo
 from data_pipeline.stream import Batch, heldout_batches
 from loopcoder_train.config import UserError
 from loopcoder_train.engines.engine import MicroBatch
@@ -112,8 +112,20 @@ def evaluate_heldout(
     held-out token, EvaluationInterrupted when `interrupted` says so.
     """
     _require_heldout(corpus)
-    sums = _Sums(len(corpus.manifest.sources))
     batches = heldout_batches(corpus, sequence_length, batch_size, max_sequences_per_source)
+    return evaluate_batches(engine, batches, corpus.manifest.sources, corpus.directory, interrupted=interrupted)
+
+
+def evaluate_batches(
+    engine: LossEngine,
+    batches: Iterable[Batch],
+    sources: Sequence[SourceInfo],
+    where: object,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> HeldOutReport:
+    """:func:`evaluate_heldout` of any batches; their `source_ids` count `sources`, and a UserError names `where`."""
+    sums = _Sums(len(sources))
     for batch in own_turns(batches, engine.data_parallel_rank, engine.data_parallel_size):
         if interrupted():
             raise EvaluationInterrupted
@@ -121,8 +133,8 @@ def evaluate_heldout(
         beat()
     losses, tokens, documents = sums.total(engine)
     if not tokens.any():
-        raise UserError(f"{corpus.directory}: held-out documents have no token to predict; build a larger corpus")
-    return _report(corpus, losses, tokens, documents)
+        raise UserError(f"{where}: held-out documents have no token to predict; build a larger corpus")
+    return _report(sources, losses, tokens, documents)
 
 
 def probe_batch(corpus: Corpus, sequence_length: int, num_sequences: int) -> MicroBatch:
@@ -193,8 +205,9 @@ class _Sums:
         return total[:-2], np.rint(total[-2]).astype(np.int64), np.rint(total[-1]).astype(np.int64)
 
 
-def _report(corpus: Corpus, losses: np.ndarray, tokens: np.ndarray, documents: np.ndarray) -> HeldOutReport:
-    sources = corpus.manifest.sources
+def _report(
+    sources: Sequence[SourceInfo], losses: np.ndarray, tokens: np.ndarray, documents: np.ndarray
+) -> HeldOutReport:
     bytes_ = np.array([_bytes_per_token(source.heldout) for source in sources]) * tokens
 
     def group(key: Callable[[int], str]) -> dict[str, Loss]:

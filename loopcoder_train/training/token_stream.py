@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from data_pipeline.loader import StreamLoader
+from data_pipeline.loader import BatchStream, StreamLoader
 from data_pipeline.manifest import Corpus
 from data_pipeline.segments import SegmentedStream, SegmentOptions
 from loopcoder_train.config.errors import UserError, require
@@ -24,14 +24,15 @@ def open_stream(config: RunConfig) -> Iterator[SegmentedStream]:
         for segment in config.segments:
             if segment.corpus_dir not in corpora:
                 corpora[segment.corpus_dir] = open_corpus(config.data, segment.corpus_dir)
-                _check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
+                check_vocabulary(config, corpora[segment.corpus_dir], segment.options["corpus_dir"])
         yield plan_stream(config, corpora)
     finally:
         for corpus in corpora.values():
             corpus.close()
 
 
-def _check_vocabulary(config: RunConfig, corpus: Corpus, option: str) -> None:
+def check_vocabulary(config: RunConfig, corpus: Corpus, option: str = "data.corpus_dir") -> None:
+    """UserError when the corpus has tokens that the model has no rows for."""
     vocab_size = corpus.manifest.vocab_size
     require(
         vocab_size <= config.model.vocab_size,
@@ -60,7 +61,7 @@ def plan_stream(config: RunConfig, corpora: dict[str, Corpus]) -> SegmentedStrea
     return SegmentedStream.plan(wanted, seed=config.seed, shuffle_block_tokens=config.data.shuffle_block_tokens)
 
 
-def check_position(stream: SegmentedStream, saved: dict[str, object], state: TrainingState) -> None:
+def check_position(stream: BatchStream, saved: dict[str, object], state: TrainingState) -> None:
     """The saved data position belongs to this stream and to the saved step and discarded batches."""
     batch = stream.check_state(saved)
     if batch != state.batches:
@@ -72,7 +73,7 @@ def check_position(stream: SegmentedStream, saved: dict[str, object], state: Tra
 
 
 def build_loader(
-    config: RunConfig, stream: SegmentedStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
+    config: RunConfig, stream: BatchStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
 ) -> StreamLoader:
     """This rank's micro-batches from `first_batch` on, read ahead by a thread.
 

@@ -1,0 +1,261 @@
+"""A conversation -> token ids, and which of them the assistant says.
+
+The journey: every sentinel that the *template* spells becomes a mark around its id before anything is rendered ->
+Jinja, sandboxed, writes the conversation as text with marks -> the text between marks is encoded as text, each mark
+becomes its id. What messages say holds no mark, so it can spell `<|im_end|>` and it stays text.
+
+The assistant's part of a turn begins where the generation prompt of the turns before ends, and ends with its end
+token. At both places the text is cut before it is encoded: a model that answers sees the very tokens it was tuned on.
+So a prefix of a conversation is a prefix of its tokens, or the template is refused.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizer import CHAT_TOKENS, Tokenizer
+
+MARK = "\ufdd0"  # a noncharacter: no text has it (examples.py counts a conversation that does)
+DEFAULT_TEMPLATE = Path(__file__).parent / "templates" / "chatml.jinja"
+THINK_TOKENS, TOOL_TOKENS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
+_MARKED = re.compile(f"{MARK}([0-9]+){MARK}")
+# What a template may do wrong while it runs; the sandbox raises SecurityError, a TemplateError.
+_RENDER_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+Message = dict[str, Any]
+Json = dict[str, Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class Conversation:
+    """messages: {role, content, [reasoning_content], [tool_calls]} each; tools: JSON schemas or None.
+
+    name: for messages to people. key: what decides whether it is held out. untrained: indices of assistant messages
+    that are context only.
+    """
+
+    messages: list[Message]
+    name: str
+    key: str
+    tools: list[Json] | None = None
+    untrained: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """tokens uint32 [n]; supervised bool [n]: the tokens that are to be predicted."""
+
+    tokens: np.ndarray
+    supervised: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class RefusedByTemplate(Exception):  # noqa: N818 - the template's own word about one conversation
+    """The template called `raise_exception`."""
+
+
+class ChatFormat:
+    """A template with the tokenizer whose sentinels it spells.
+
+    template: its Jinja source; where: its file, for messages. end_token: the sentinel that ends an assistant's turn.
+    Raises DataError when it is no template, or not one that a conversation can be tuned on (`_check`).
+    """
+
+    def __init__(self, template: str, where: str, tokenizer: Tokenizer, end_token: str, *, thinking: bool) -> None:
+        self.where, self.tokenizer, self.thinking = where, tokenizer, thinking
+        (self.end_token_id,) = tokenizer.sentinel_ids([end_token], f"finetune.end_token={end_token}")
+        self._end_mark, self._known_ids = _mark(self.end_token_id), set(tokenizer.sentinels.values())
+        if MARK in template:
+            raise DataError(f"{where}: holds the noncharacter U+FDD0, which stands for sentinels; remove it")
+        self._spelled = re.compile("|".join(map(re.escape, sorted(tokenizer.sentinels, key=len, reverse=True))))
+        marked = self._spelled.sub(lambda match: _mark(tokenizer.sentinels[match[0]]), template)
+        try:
+            self._template = _environment().from_string(marked)
+        except TemplateError as error:
+            raise DataError(f"{where}: no chat template ({_one_line(error)}); correct it") from error
+        except RecursionError as error:
+            raise DataError(f"{where}: no chat template (nested too deep); correct it") from error
+        self._check()
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Tokens and mask of a conversation.
+
+        Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
+        """
+        text = self._render(conversation)
+        spans = self._assistant_spans(conversation, text)
+        tokens: list[int] = []
+        supervised: list[bool] = []
+        position = 0
+        for start, stop, trained in [*spans, (len(text), len(text), False)]:
+            for begin, end, said in ((position, start, False), (start, stop, trained)):
+                ids = self.encode_marked(text[begin:end])
+                tokens += ids
+                supervised += [said] * len(ids)
+            position = stop
+        return Encoded(np.array(tokens, dtype=np.uint32), np.array(supervised, dtype=bool))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens before the assistant's answer to `messages`."""
+        conversation = Conversation(messages=list(messages), name="prompt", key="")
+        return self.encode_marked(self._render(conversation, answer_follows=True))
+
+    def _assistant_spans(self, conversation: Conversation, whole: str) -> list[tuple[int, int, bool]]:
+        """(start, stop, trained) of every assistant message in the rendered text `whole`, its end token included."""
+        name, spans = conversation.name, []
+        for index, message in enumerate(conversation.messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(conversation, index, answer_follows=True)
+            after = self._render(conversation, index + 1)
+            if not (after.startswith(before) and whole.startswith(after)):
+                raise DataError(
+                    f"{self.where}: the text up to message {index} of {name} is not how the whole conversation begins, "
+                    "so tuning would not be what inference sees; write every turn alike wherever it stands"
+                )
+            end = after.rfind(self._end_mark, len(before))
+            if end < 0:
+                raise DataError(
+                    f"{self.where}: message {index} of {name}, the assistant's, does not end with finetune.end_token, "
+                    "so the end would not be trained; set finetune.end_token to the template's own"
+                )
+            spans.append((len(before), end + len(self._end_mark), index not in conversation.untrained))
+        return spans
+
+    def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
+        """The text with marks of the messages before `stop` (default: all)."""
+        try:
+            return self._template.render(
+                messages=conversation.messages[:stop],
+                tools=conversation.tools,
+                add_generation_prompt=answer_follows,
+                enable_thinking=self.thinking,
+                bos_token="",
+                eos_token=_mark(self.tokenizer.end_of_document_id),
+            )
+        except SecurityError as error:
+            raise DataError(f"{self.where}: does what a template must not ({_one_line(error)}); remove it") from error
+        except MemoryError as error:
+            raise DataError(f"{self.where}: takes too much memory for {conversation.name}; correct it") from error
+        except _RENDER_ERRORS as error:
+            raise DataError(f"{self.where}: fails for {conversation.name} ({_one_line(error)}); correct it") from error
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Token ids of text with marks."""
+        ids: list[int] = []
+        for number, piece in enumerate(_MARKED.split(text)):  # text, id, text, id, ..., text
+            if number % 2:
+                if int(piece) not in self._known_ids:
+                    raise DataError(
+                        f"{self.where}: writes the mark of token {piece}, which is no sentinel; remove U+FDD0"
+                    )
+                ids.append(int(piece))
+            elif MARK in piece:
+                raise DataError(
+                    f"{self.where}: cuts a sentinel into pieces; write sentinels out, as text of the template"
+                )
+            elif piece:
+                ids += self.tokenizer.encode(piece)
+        return ids
+
+    def _check(self) -> None:
+        """Try the template on conversations that hold nothing but plain words.
+
+        Every message must be in the text, the prefix property and the end token must hold, and no sentinel may be put
+        together from pieces: it would be text for the model.
+        """
+        for conversation in _probes(self.thinking):
+            try:
+                text = self._render(conversation)
+                self._assistant_spans(conversation, text)
+            except RefusedByTemplate as error:
+                raise DataError(f"{self.where}: refuses {conversation.name} ({error}); correct it") from error
+            for said in _words_of(conversation):
+                if said not in text:
+                    raise DataError(f"{self.where}: leaves out {said!r} of {conversation.name}; write every message")
+            if spelled := self._spelled.search(_MARKED.sub("\n", text)):
+                raise DataError(
+                    f"{self.where}: puts {spelled[0]!r} together from pieces, which would be text and no sentinel; "
+                    "write it out"
+                )
+            self.encode(conversation)
+
+
+def load_chat_format(
+    path: str | None, tokenizer: Tokenizer, end_token: str, *, thinking: bool, template: str | None = None
+) -> ChatFormat:
+    """The format of a template file (None: the default one). `template`: its content, where it was read before."""
+    file = DEFAULT_TEMPLATE if path is None else Path(path)
+    if path is None:
+        tokenizer.sentinel_ids([*CHAT_TOKENS, *THINK_TOKENS, *TOOL_TOKENS], "the default chat template")
+    where = f"finetune.chat_template={path or file.name}"
+    return ChatFormat(template or read_template(path), where, tokenizer, end_token, thinking=thinking)
+
+
+def read_template(path: str | None) -> str:
+    """The source of a template file (None: the default one). DataError when it cannot be read."""
+    file = DEFAULT_TEMPLATE if path is None else Path(path)
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"finetune.chat_template={path}: cannot be read ({error.strerror}); give a Jinja file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"finetune.chat_template={path}: is not UTF-8 text; give a Jinja file") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    # The settings that published templates are written for.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals = {"range": environment.globals["range"], "namespace": environment.globals["namespace"]}
+    environment.globals |= {"dict": dict, "raise_exception": _refuse}
+    return environment
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: object) -> NoReturn:
+    raise RefusedByTemplate(_one_line(message))
+
+
+def _mark(token_id: int) -> str:
+    return f"{MARK}{token_id}{MARK}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
+
+
+def _probes(thinking: bool) -> Iterator[Conversation]:
+    def assistant(number: int) -> Message:
+        reasoning = {"reasoning_content": f"thought {number}"} if thinking else {}
+        return {"role": "assistant", "content": f"answer {number}", **reasoning}
+
+    turns = [message for n in (1, 2) for message in ({"role": "user", "content": f"question {n}"}, assistant(n))]
+    yield Conversation(messages=turns, name="the probe of two turns", key="")
+    system = {"role": "system", "content": "rules"}
+    yield Conversation(messages=[system, *turns], name="the probe with a system message", key="")
+
+
+def _words_of(conversation: Conversation) -> Iterator[str]:
+    for message in conversation.messages:
+        yield message["content"]
+        if "reasoning_content" in message:
+            yield message["reasoning_content"]
