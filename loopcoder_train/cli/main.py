@@ -19,6 +19,7 @@ COMMANDS = {
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("diagnose",): "loopcoder_train.cli.diagnose",
     ("generate",): "loopcoder_train.cli.generate",
+    ("sweep",): "loopcoder_train.cli.sweep",
     ("runs",): "loopcoder_train.cli.runs",
     ("stop",): "loopcoder_train.cli.stop",
     ("checkpoint", "list"): "loopcoder_train.cli.checkpoint_list",
