@@ -42,7 +42,9 @@ class SweepOptions:
         require(is_option, "sweep.axis", self.axis, f"must be one option of a run{did_you_mean(self.axis, known)}")
         rule = "changes no result, so every arm would be the same run"
         require(changes_result(self.axis), "sweep.axis", self.axis, rule, "name an option such as model.num_loops")
-        require(self.axis not in ("seed", "model.init_from"), "sweep.axis", self.axis, "has its own place", "sweep.seeds")
+        require(
+            self.axis not in ("seed", "model.init_from"), "sweep.axis", self.axis, "has its own place", "sweep.seeds"
+        )
         for name in ("values", "seeds", "references", "reference_loops"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"sweep.{name}", given, "must differ from each other")
@@ -98,4 +100,6 @@ class CompareOptions:
         require(len(self.runs) > 0, "runs", self.runs, "must name the folder of a sweep, or of runs")
         for name in ("html", "json"):
             value = getattr(self, name)
-            require(value.lower() not in ("true", "false"), name, value, f"must name a file, as in {name}=report.{name}")
+            require(
+                value.lower() not in ("true", "false"), name, value, f"must name a file, as in {name}=report.{name}"
+            )
