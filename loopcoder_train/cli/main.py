@@ -20,6 +20,7 @@ COMMANDS = {
     ("diagnose",): "loopcoder_train.cli.diagnose",
     ("generate",): "loopcoder_train.cli.generate",
     ("sweep",): "loopcoder_train.cli.sweep",
+    ("report",): "loopcoder_train.cli.report",
     ("runs",): "loopcoder_train.cli.runs",
     ("stop",): "loopcoder_train.cli.stop",
     ("checkpoint", "list"): "loopcoder_train.cli.checkpoint_list",

@@ -7,9 +7,10 @@ from pathlib import Path
 from loopcoder_train.cli import hydra_app
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.pretrain import PATHS
+from loopcoder_train.cli.report import report
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.process import EXIT_FAILURE
-from loopcoder_train.config.sweep import SweepConfig
+from loopcoder_train.config.sweep import CompareOptions, SweepConfig
 from loopcoder_train.runtime.lock import RunLock
 
 SWEEP_LOCK = "sweep"
@@ -54,6 +55,8 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
         failed = [outcome for outcome in outcomes if outcome.failed]
         for outcome in failed:
             _say(f"{outcome.arm.name}: {outcome.failed} failed with exit code {outcome.code}")
+        if any(outcome.failed is None and outcome.arm.reference is None for outcome in outcomes):
+            report(CompareOptions(runs=[config.run_dir]))
         return EXIT_FAILURE if failed else 0
 
 
