@@ -1,7 +1,7 @@
 """The report as one HTML file that needs nothing else (data_pipeline/report/html.py).
 
-The journey: `Report` -> charts (chart.py) and rows -> the template in `templates/`, escaped by jinja2 -> one string, the
-same for the same report. Every number of a table carries its exact value as `data-value`, that of report.json.
+The journey: `Report` -> charts (chart.py) and rows -> the template in `templates/`, escaped by jinja2 -> one string,
+the same for the same report. Every number of a table carries its exact value as `data-value`, that of report.json.
 """
 
 from collections.abc import Callable, Sequence
