@@ -62,14 +62,14 @@ def report_of_sweep(folder: Path) -> Report:
     """Of a sweep's finished arms. UserError when no matched arm has finished."""
     sweep = Sweep.read(folder)
     found: list[tuple[Arm, dict[str, RunFacts], ArmResult]] = []
-    failed: dict[Arm, str] = {}
+    failed: list[tuple[Arm, str]] = []
     for arm in sweep.arms:
         try:
             found.append((arm, *_read_arm(folder, arm, sweep.tuned)))
         except UserError as error:
-            failed[arm] = str(error)
+            failed.append((arm, str(error)))
     if not any(arm.reference is None for arm, _, _ in found):
-        why = next(iter(failed.values()))
+        why = failed[0][1]
         raise UserError(f"{folder}: no arm of the sweep has finished ({why}); give the `loopcoder sweep` command again")
     several = len({arm.seed for arm in sweep.arms}) > 1
     matched = [(arm, facts) for arm, facts, _ in found if arm.reference is None]
@@ -80,8 +80,8 @@ def report_of_sweep(folder: Path) -> Report:
         axis=sweep.axis,
         arms=[result for _, _, result in found],
         proofs=proofs,
-        failed={_title(arm, several): why for arm, why in failed.items()},
-        unfinished=[_title(arm, several) for arm in failed if arm.reference is None],
+        failed={_title(arm, several): why for arm, why in failed},
+        unfinished=[_title(arm, several) for arm, _ in failed if arm.reference is None],
         first=matched[0][1][PRETRAIN],
     )
 
