@@ -37,7 +37,8 @@ def _is_own(override: str) -> bool:
 def sweep(config: SweepConfig, for_stages: list[str]) -> int:
     """Run what is not done; report on what is. Returns 0 when every arm is done, else 1, or the code of a stop."""
     from loopcoder_train.sweep.arms import plan_sweep  # these import torch
-    from loopcoder_train.sweep.runner import StageProcesses, Stopped, run_arms
+    from loopcoder_train.sweep.runner import StageProcesses, Stopped, run_arms, run_arms_together
+    from loopcoder_train.sweep.slurm import SlurmStages
     from loopcoder_train.sweep.stages import stages_of
 
     folder = Path(config.run_dir)
@@ -45,10 +46,12 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
         planned = plan_sweep(config)
         planned.write(folder)
         arms = [(arm, stages_of(config, arm, for_stages)) for arm in planned.arms]
-        processes = StageProcesses()
+        run_all, stages = (
+            (run_arms_together, SlurmStages(config.launch)) if config.on_slurm else (run_arms, StageProcesses())
+        )
         try:
-            with processes.listening():
-                outcomes = run_arms(folder, arms, processes.run, _say)
+            with stages.listening():
+                outcomes = run_all(folder, arms, stages.run, _say)
         except Stopped as stop:
             _say("stopped; the same command goes on")
             return stop.code

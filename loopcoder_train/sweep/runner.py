@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,17 +60,9 @@ class StageProcesses:
         self.stopped_by: int | None = None
         self._running: subprocess.Popen | None = None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Receive stop signals in place of the process; those that are ignored stay so."""
-        former = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
-        for number in former:
-            signal.signal(number, self._received)
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """Receive stop signals in place of the process."""
+        return received_by(self._received)
 
     def _received(self, number: int, _frame: object) -> None:
         self.stopped_by = self.stopped_by or number
@@ -88,6 +81,19 @@ class StageProcesses:
         return code if code >= 0 else 128 - code
 
 
+@contextmanager
+def received_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """`handler` gets the stop signals of this process; those that are ignored stay so."""
+    former = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in former:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
 def run_arms(
     folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
 ) -> list[Outcome]:
@@ -96,6 +102,15 @@ def run_arms(
         run_arm(folder / arm.name, arm, stages, run, lambda text, n=number: say(f"[{n} of {len(arms)}] {text}"))
         for number, (arm, stages) in enumerate(arms, start=1)
     ]
+
+
+def run_arms_together(
+    folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
+) -> list[Outcome]:
+    """As `run_arms`, all arms at once: for stages that run elsewhere and are only waited for."""
+    with ThreadPoolExecutor(len(arms)) as threads:
+        going = [threads.submit(run_arm, folder / arm.name, arm, stages, run, say) for arm, stages in arms]
+        return [one.result() for one in going]
 
 
 def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, Path], int], say: Say) -> Outcome:
