@@ -5,10 +5,13 @@ from torch.nn import functional as F
 
 from loopcoder_train.lenses.precision import wide
 
-_LEAST_NORM = 1e-8  # a shorter update has no direction: its cosine tends to 0
+_ROUNDING = 1e-4  # an update shorter than this part of the state has no direction: another kernel gives another one
 
 
 def angular_change(state: Tensor, before: Tensor, two_before: Tensor) -> Tensor:
-    """cos(h(r) - h(r-1), h(r-1) - h(r-2)) [...] of states [..., d]; 0 where an update is zero."""
+    """cos(h(r) - h(r-1), h(r-1) - h(r-2)) [...] of states [..., d]; 0 where an update is zero or rounding."""
     state, before, two_before = wide(state), wide(before), wide(two_before)
-    return F.cosine_similarity(state - before, before - two_before, dim=-1, eps=_LEAST_NORM)
+    update, update_before = state - before, before - two_before
+    least = _ROUNDING * before.norm(dim=-1)
+    no_direction = (update.norm(dim=-1) < least) | (update_before.norm(dim=-1) < least)
+    return F.cosine_similarity(update, update_before, dim=-1).masked_fill(no_direction, 0.0)
