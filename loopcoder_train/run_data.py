@@ -46,8 +46,8 @@ def open_run_data(config: RunConfig, rank: int) -> Iterator[RunData]:
         return
     with open_stream(config) as stream:
         if config.data.on_bad_block is OnBadBlock.substitute:
-            for read in stream.corpora:
-                read.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, read)
+            for corpus in stream.corpora:
+                corpus.on_bad_block = SubstituteLedger(Path(config.run_dir) / SUBSTITUTES_FILE, corpus)
         # evaluation holds all of the run against its first segment
         yield _of_corpus(config, stream, stream.segments[0].stream.corpus)
 

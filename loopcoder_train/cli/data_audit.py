@@ -40,10 +40,8 @@ def _execute(options: AuditOptions) -> int:
     require(metrics.exists(), "run_dir", run_dir, f"has no {METRICS_FILE} yet", "train first")
     saved = [(checkpoint.step, RunSnapshot.from_json(checkpoint.state)) for checkpoint in checkpoints_of(run_dir)]
     config = read_run_config(run_yaml)
-    tuned = config.finetune is not None
-    require(
-        not tuned, "run_dir", run_dir, "was tuned on conversations, whose rows its plan.json has", "give a pretraining"
-    )
+    reads_corpus = config.finetune is None
+    require(reads_corpus, "run_dir", run_dir, "was tuned on conversations, not on a corpus", "give a pretraining run")
     with open_stream(config) as stream:
         audit = audit_run(stream, all_records(metrics), saved)
         print(aligned([HEADINGS, *_rows(stream, audit)]))

@@ -6,7 +6,7 @@ from typing import Any
 
 from loopcoder_train.cli import hydra_app, messages
 from loopcoder_train.cli.arguments import parse
-from loopcoder_train.cli.pretrain import PATHS, pretrain
+from loopcoder_train.cli.pretrain import PATHS, at_scale, pretrain
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, to_dict
 from loopcoder_train.config.model import ModelConfig, run_and_step
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _inherit(values: dict[str, Any]) -> None:
-    """Give every inherited option that nobody set its value in the run that is tuned."""
+    """Give every inherited option that nobody set its value in the run that is tuned; a dry run its ranks."""
     if values["model"]["init_from"] is None:
         raise messages.not_set("model.init_from", lambda key: f"{key}=RUN or {key}=RUN@STEP")
     source = to_dict(_source(values["model"]["init_from"], values["run_dir"]))
@@ -43,6 +43,7 @@ def _inherit(values: dict[str, Any]) -> None:
         group, name = key.split(".")
         if values[group][name] == _MISSING:
             values[group][name] = source[group][name]
+    at_scale(values)
 
 
 def _source(init_from: str, run_dir: str) -> RunConfig:

@@ -24,12 +24,12 @@ PATHS = ("run_dir", "data.corpus_dir", "data.cache_dir", "model.init_from", "che
 def run(arguments: list[str]) -> int:
     """Parse, compose, train: one run, or one per job of a sweep."""
     command = hydra_app.Command(
-        name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain, prepare=_at_scale
+        name="pretrain", config_name="pretrain", schema=RunConfig, execute=pretrain, prepare=at_scale
     )
     return hydra_app.run(command, parse(arguments, paths=PATHS))
 
 
-def _at_scale(values: dict[str, Any]) -> None:
+def at_scale(values: dict[str, Any]) -> None:
     """A dry run's ranks take the place of parallel.world_size; data parallelism fills up."""
     if values["dry_run"]:  # 0 has its own rule
         values["parallel"] |= {"world_size": values["dry_run"], "data_parallel_size": None}

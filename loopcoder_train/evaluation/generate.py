@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -23,7 +23,7 @@ def generate_text(options: GenerateOptions, stream: TextIO | None = None) -> str
     """Print the prompt and its continuation to `stream` (standard output) as it grows; returns the continuation.
 
     A message to a tuned run is put into its chat template, and the answer alone is printed. Stops at the end of the
-    document, or of the assistant's turn, after `max_new_tokens`, or when the longest document is full. UserError
+    document or of the assistant's turn, after `max_new_tokens`, or when the model's longest document is full. UserError
     for an empty, unreadable or over-long prompt, and whatever `load_run` raises.
     """
     stream = sys.stdout if stream is None else stream
@@ -33,17 +33,17 @@ def generate_text(options: GenerateOptions, stream: TextIO | None = None) -> str
     run = load_run(options.run_dir, step=options.step, num_loops=None, device=options.device)
     tokenizer = run.corpus.tokenizer
     most = run.config.model.max_position_embeddings
-    ends = {tokenizer.end_of_document_id}
+    end_of_turn_id = None
     if prompt is None:
         chat = chat_format(run)
         prompt_ids = check_length(chat.prompt([{"role": "user", "content": options.message}]), most)
-        ends.add(chat.end_token_id)
+        end_of_turn_id = chat.end_token_id
     else:
         prompt_ids = encode_prompt(tokenizer, prompt, most)
     text = TextStream(tokenizer.decode)
     pieces = []
     stream.write(prompt or "")
-    for token in continue_prompt(run.model, tokenizer.vocab_size, ends, prompt_ids, options, run.device):
+    for token in continue_prompt(run.model, tokenizer, prompt_ids, options, run.device, end_of_turn_id):
         pieces.append(text.add(token))
         stream.write(pieces[-1])
         stream.flush()
@@ -92,9 +92,7 @@ def chat_format(run: LoadedRun) -> ChatFormat:
     """The chat template that the run was tuned with. UserError when it was not tuned on conversations."""
     finetune = run.config.finetune
     if finetune is None:
-        raise UserError(
-            f"message: {run.run_dir} was not tuned on conversations; give prompt, or the folder of a tuned run"
-        )
+        raise UserError(f"message: {run.run_dir} was not tuned on conversations; give prompt, or a tuned run")
     template = Plan.open(run.run_dir).template
     where, tokenizer = f"{run.run_dir}/{PLAN_FOLDER}/{TEMPLATE_FILE}", run.corpus.tokenizer
     return ChatFormat(template, where, tokenizer, finetune.end_token, thinking=finetune.thinking)
@@ -102,26 +100,26 @@ def chat_format(run: LoadedRun) -> ChatFormat:
 
 def continue_prompt(
     model: PLT,
-    vocab_size: int,
-    ends: Collection[int],
+    tokenizer: Tokenizer,
     prompt_ids: list[int],
     options: GenerateOptions,
     device: torch.device,
+    end_of_turn_id: int | None = None,
 ) -> Iterator[int]:
-    """New tokens one by one, without the one of `ends` that ends them."""
+    """New tokens one by one, without the end-of-document or end-of-turn token that ends them."""
     generator = torch.Generator().manual_seed(options.seed)
     decoder = Decoder(model)
     logits = decoder.prefill(torch.tensor([prompt_ids], device=device))
     room = model.config.max_position_embeddings - len(prompt_ids)
     for count in range(1, min(options.max_new_tokens, room) + 1):
         token = choose_token(
-            logits[0, :vocab_size],  # rows beyond it exist for even layouts and were never trained
+            logits[0, : tokenizer.vocab_size],  # rows beyond it exist for even layouts and were never trained
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
             generator=generator,
         )
-        if token in ends:
+        if token in (tokenizer.end_of_document_id, end_of_turn_id):
             return
         yield token
         if count < options.max_new_tokens and count < room:

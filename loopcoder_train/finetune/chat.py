@@ -216,11 +216,17 @@ def read_template(path: str | None) -> str:
         raise DataError(f"finetune.chat_template={path}: is not UTF-8 text; give a Jinja file") from error
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, but reaching for what is out of bounds is an error at once, not nothing that prints as nothing."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Called for an attribute that a template must not see."""
+        raise SecurityError(f"reaches for {attribute!r} of {type(obj).__name__}")
+
+
+def _environment() -> _Sandbox:
     # The settings that published templates are written for.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.globals = {"range": environment.globals["range"], "namespace": environment.globals["namespace"]}
     environment.globals |= {"dict": dict, "raise_exception": _refuse}

@@ -65,9 +65,9 @@ def _is_usable(node: ast.FunctionDef) -> bool:
 
 
 def _conversation(node: ast.FunctionDef, lines: list[str], name: str) -> Conversation:
-    documented, first = node.body[:2]
+    documented = node.body[0]
     asked = _dedented(lines[node.lineno - 1 : documented.end_lineno], node.col_offset)
-    answered = _dedented(lines[first.lineno - 1 : node.end_lineno], node.col_offset)
+    answered = _dedented(lines[documented.end_lineno : node.end_lineno], node.col_offset)
     normalised = "".join(ast.unparse(ast.Module(node.body[1:], [])).split())
     messages = [{"role": "user", "content": _REQUEST + asked}, {"role": "assistant", "content": answered}]
     return Conversation(messages=messages, name=name, key=hashlib.sha256(repr(normalised).encode()).hexdigest())
@@ -75,7 +75,8 @@ def _conversation(node: ast.FunctionDef, lines: list[str], name: str) -> Convers
 
 def _dedented(lines: list[str], indent: int) -> str:
     """Without the indentation that all of a function has; its own text is not touched."""
-    return "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines) + "\n"
+    text = "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines)
+    return text.strip("\n") + "\n"
 
 
 def _ignore(_reason: str, _size: int) -> None:

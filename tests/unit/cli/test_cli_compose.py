@@ -20,9 +20,21 @@ from loopcoder_train.config.io import _plain, read_run_config, write_run_config
 from tests.unit.cli.conftest import QUICK, make_corpus
 
 CONFIGS = resources.files("configs")
-EXPERIMENTS = sorted(file.name.removesuffix(".yaml") for file in CONFIGS.joinpath("experiment").iterdir())
-COMMANDS = ("plan", "pretrain", "evaluate", "generate", "data build", "data show", "data audit", "data report")
-COMMANDS += ("diagnose", *(f"checkpoint {name}" for name in ("list", "verify", "prune")))
+TUNING = {"sft"}  # of `loopcoder finetune`
+FILES = {file.name.removesuffix(".yaml") for file in CONFIGS.joinpath("experiment").iterdir()}
+EXPERIMENTS = sorted(FILES - TUNING)
+COMMANDS = (
+    "plan",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "generate",
+    "data build",
+    "data show",
+    "data audit",
+    "data report",
+)
+COMMANDS += ("diagnose", "sweep", "report", *(f"checkpoint {name}" for name in ("list", "verify", "prune")))
 
 
 def make_paper_corpus(workplace):
@@ -216,7 +228,7 @@ def test_help_of_pretrain_lists_every_file_to_choose(workplace, loopcoder):
     out = loopcoder("pretrain", "--help")[1]
     for group in ("experiment", "model", "schedule"):
         for file in CONFIGS.joinpath(group).iterdir():
-            assert file.name.removesuffix(".yaml") in out
+            assert file.name.removesuffix(".yaml") in out or file.name.removesuffix(".yaml") in TUNING
 
 
 def test_help_works_whatever_else_is_given(workplace, loopcoder):

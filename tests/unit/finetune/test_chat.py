@@ -1,0 +1,142 @@
+"""Masks token by token against tokens spelled by hand; text is never a sentinel; bad templates are refused."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError
+from data_pipeline.tokenizer import SPECIAL_TOKENS
+from tests.unit.finetune.conftest import TEMPLATE, conversation, custom, encoded, spelled
+
+NO, YES = False, True
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+def test_mask_of_many_turns(chat, tokenizer):
+    row = conversation(
+        ("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "x")
+    )
+    assert encoded(chat, row) == spelled(
+        tokenizer,
+        [(START, NO), ("system\nBe kind.", NO), (END, NO), ("\n", NO),
+         (START, NO), ("user\nHi", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO), ("Hello", YES), (END, YES), ("\n", NO),
+         (START, NO), ("user\nBye", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO), ("x", YES), (END, YES), ("\n", NO)],
+    )  # fmt: skip
+
+
+def test_mask_of_tool_calls(chat, tokenizer):
+    call = {"function": {"name": "add", "arguments": '{"a": 1, "ü": [2]}'}}
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    row = conversation(
+        ("user", "1 + 2?"),
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "content": "3"},
+        ("assistant", "It is 3."),
+        tools=tools,
+    )
+    said = '{"name": "add", "arguments": {"a": 1, "ü": [2]}}'
+    listed = "# Tools\n\nEach line describes a function that may be called:\n"
+    listed += '{"type": "function", "function": {"name": "add"}}'
+    assert encoded(chat, row) == spelled(
+        tokenizer,
+        [(START, NO), (f"system\n{listed}", NO), (END, NO), ("\n", NO),
+         (START, NO), ("user\n1 + 2?", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO),
+         ("<tool_call>", YES), (said, YES), ("</tool_call>", YES), ("\n", YES),
+         ("<tool_call>", YES), (said, YES), ("</tool_call>", YES), (END, YES), ("\n", NO),
+         (START, NO), ("tool\n3", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO), ("It is 3.", YES), (END, YES), ("\n", NO)],
+    )  # fmt: skip
+
+
+def test_mask_of_thinking(chat, tokenizer):
+    said = {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}
+    row = conversation(("user", "2 + 2?"), said, ("user", "sure?"), said | {"content": "yes"})
+    thought = [("<think>", YES), ("\n2 + 2\n", YES), ("</think>", YES)]
+    assert encoded(chat, row) == spelled(
+        tokenizer,
+        [(START, NO), ("user\n2 + 2?", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO), *thought, ("\n4", YES), (END, YES), ("\n", NO),
+         (START, NO), ("user\nsure?", NO), (END, NO), ("\n", NO),
+         (START, NO), ("assistant\n", NO), *thought, ("\nyes", YES), (END, YES), ("\n", NO)],
+    )  # fmt: skip
+
+
+def test_a_message_of_weight_0_is_context(chat):
+    context = {"role": "assistant", "content": "no", "weight": 0}
+    row = conversation(("user", "a"), context, ("user", "b"), ("assistant", "yes"))
+    said = [token for token, supervised in encoded(chat, row) if supervised]
+    assert said == [*chat.tokenizer.encode("yes"), chat.end_token_id]
+
+
+def test_the_prompt_of_an_answer_is_how_its_conversation_begins(chat):
+    row = conversation(("user", "\n a"), ("assistant", "\n\n  b"))
+    prompt = chat.prompt(row.messages[:1])
+    tokens = chat.encode(row)
+    assert tokens.tokens[: len(prompt)].tolist() == prompt
+    assert tokens.supervised.tolist().index(True) == len(prompt)
+
+
+SPOKEN = st.text(st.sampled_from("ab \n<|>") | st.characters(codec="utf-8", exclude_characters="\ufdd0"), max_size=20)
+SPELLINGS = st.lists(SPOKEN | st.sampled_from(SPECIAL_TOKENS), min_size=1, max_size=4).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SPELLINGS.filter(str.strip), min_size=2, max_size=6))
+def test_whatever_is_said_is_text(chat, tokenizer, said):
+    turns = [("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(said)]
+    tokens = encoded(chat, conversation(*turns))
+    ids = [token for token, _ in tokens]
+    sentinels = [token for token in ids if token < len(SPECIAL_TOKENS)]
+    assert sentinels == [tokenizer.sentinels[START], tokenizer.sentinels[END]] * len(turns)
+    answers = "".join(text + END for role, text in turns if role == "assistant")
+    assert tokenizer.decode(token for token, supervised in tokens if supervised) == answers
+    assert tokenizer.decode(ids) == "".join(f"{START}{role}\n{text}{END}\n" for role, text in turns)
+
+
+BROKEN = {
+    "syntax": ("{% for %}", "no chat template"),
+    "unknown filter": ("{{ messages | pickle }}", "No filter named 'pickle'"),
+    "leaves out": (TEMPLATE.replace("message.content -", "'' -"), "leaves out"),
+    "no end": (TEMPLATE.replace("{{- '<|im_end|>\\n' -}}\n{%- endfor", "{{- '\\n' -}}\n{%- endfor"), "end_token"),
+    "last turn alone": (
+        TEMPLATE.replace("{{- message.content -}}", "{{- message.content -}}{{- '!' if loop.last else '' -}}"),
+        "how the whole conversation begins",
+    ),
+    "other prompt": (TEMPLATE.replace("<|im_start|>assistant\\n' -", "<|im_start|>assistant\\n.' -"), "begins"),
+    "pieces": (TEMPLATE.replace("'<|im_start|>", "'<|im_' ~ 'start|>"), "from pieces"),
+    "class": ("{{ ''.__class__.__mro__ }}", "must not"),
+    "globals": ("{{ raise_exception.__globals__ }}", "must not"),
+    "import": ("{{ cycler.__init__.__globals__.os.system('true') }}", "must not"),
+    "include": ("{% include '/etc/passwd' %}", "fails"),
+    "format": ("{{ '{0.__class__.__init__}'.format(messages) }}", "must not"),
+    "mutation": ("{{ messages.append(1) }}", "must not"),
+    "range": ("{% for i in range(10**9) %}{% endfor %}", "fails"),
+    "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails"),
+    "mark": ("\ufdd0" + TEMPLATE, "U+FDD0"),
+    "forged mark": (TEMPLATE.replace("message.content -", "message.content ~ '\\ufdd077777\\ufdd0' -"), "77777"),
+    "refuses": ("{{ raise_exception('never') }}", "refuses"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_template_that_cannot_be_tuned_with_is_one_line(tokenizer, name):
+    template, said = BROKEN[name]
+    with pytest.raises(DataError) as error:
+        custom(tokenizer, template)
+    assert said in str(error.value) and "custom.jinja" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_thinking_needs_a_template_that_writes_it(tokenizer):
+    with pytest.raises(DataError, match="leaves out 'thought 1'"):
+        custom(tokenizer, TEMPLATE.replace("~ message.reasoning_content", ""), thinking=True)  # fmt: skip
+
+
+def test_a_template_may_end_its_turns_otherwise(tokenizer):
+    other = custom(tokenizer, TEMPLATE.replace("<|im_end|>", "<|file_sep|>"), end_token="<|file_sep|>")
+    row = conversation(("user", "a"), ("assistant", "b"))
+    assert encoded(other, row)[-2] == (tokenizer.sentinels["<|file_sep|>"], True)
+    with pytest.raises(DataError, match="no sentinel"):
+        custom(tokenizer, TEMPLATE, end_token="<|nope|>")
