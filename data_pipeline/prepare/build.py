@@ -44,11 +44,10 @@ def build_corpus(config: BuildConfig, progress: Progress = print) -> Manifest | 
     began = time.monotonic()
     with _building_folder(final) as folder:
         job = Job(config, Workspace(folder))
-        on_cluster = config.executor.kind is ExecutorKind.slurm
-        if on_cluster and is_running(job, progress):
+        if is_running(job, progress):
             return None
         _prepare(job, progress)
-        if on_cluster:
+        if config.executor.kind is ExecutorKind.slurm:
             submit(job, progress)
             return None
         graph.run(job, progress)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.errors import DataError
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SBATCH_OPTION = re.compile(r"[a-z][a-z0-9-]*")
 
 
 class ExecutorKind(enum.Enum):
@@ -41,8 +41,12 @@ class ExecutorConfig:
                 raise DataError(f"executor.{option}={value}: must be >= 1")
         if self.kind is ExecutorKind.slurm and not self.partition:
             raise DataError("executor.partition: is empty; name a partition of the cluster (`sinfo` lists them)")
-        if self.kind is not ExecutorKind.ray and self.ray_address:
-            raise DataError(f"executor.ray_address={self.ray_address}: is an option of executor.kind=ray")
+        slurm, ray = ExecutorKind.slurm, ExecutorKind.ray
+        for option, kind in (("partition", slurm), ("sbatch_options", slurm), ("ray_address", ray)):
+            if self.kind is not kind and getattr(self, option):
+                raise DataError(
+                    f"executor.{option}={getattr(self, option)}: is an option of executor.kind={kind.name}; add that"
+                )
         for name in self.sbatch_options:
-            if not _NAME.fullmatch(name.replace("-", "_")):
+            if not _SBATCH_OPTION.fullmatch(name):
                 raise DataError(f"executor.sbatch_options: {name!r} is no long option of sbatch without its --")

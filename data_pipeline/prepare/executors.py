@@ -108,7 +108,7 @@ def _executor(job: Job, phase: Phase, depends: Any = None) -> Any:
         "tasks": tasks,
         "logging_dir": str(job.workspace.logs(phase.name)),
     }
-    workers = min(options.workers or os.cpu_count() or 1, tasks)
+    workers = min(options.workers or len(os.sched_getaffinity(0)), tasks)
     match options.kind:
         case ExecutorKind.local:
             from data_pipeline.prepare.local_executor import QuietLocalExecutor

@@ -6,6 +6,7 @@ import subprocess
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_durably
 from data_pipeline.prepare import graph
+from data_pipeline.prepare.build_config import content_config
 from data_pipeline.prepare.graph import Progress
 from data_pipeline.prepare.job import Job
 
@@ -31,13 +32,19 @@ def submit(job: Job, progress: Progress) -> None:
 def is_running(job: Job, progress: Progress) -> bool:
     """Whether jobs of this build are in the queue; then `progress` hears how far they are.
 
-    Raises the DataError of a task that failed, once no job is left; the next command submits what is not done.
+    Raises DataError when they build something else there, and the DataError of a task that failed, once no job is left;
+    the next command submits what is not done.
     """
     path = job.workspace.folder / _JOBS_FILE
     if not path.is_file():
         return False
     own = set(json.loads(path.read_bytes()))
-    if own & _queue():
+    if running := sorted(own & _queue()):
+        if job.workspace.load_plan() != content_config(job.config):
+            raise DataError(
+                f"{job.workspace.folder}: jobs {', '.join(running)} build there with other options; wait for them, end "
+                "them with scancel, or name another folder"
+            )
         for name, done, tasks in graph.state(job):
             progress(f"{name}: {done} of {tasks} tasks done")
         return True

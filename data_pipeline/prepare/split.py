@@ -4,8 +4,8 @@ The journey: a task of `clean` remembers the hashes and sizes of its documents, 
 ones, which alone can be held out (`lowest`). When all tasks are done (`threshold`), documents are taken in the order of
 their hashes until they are `fraction` of the group's bytes and `min_documents` of its documents, but never more than a
 tenth of either. So a copy that differs in a version number is always on the same side, neither the order of the sources
-nor the number of tasks matters, and a small group still has something to evaluate. A repository that is packed as a
-whole counts as one document here: its files have one hash.
+nor the number of tasks matters, and a small group still has something to evaluate. The files of a repository that is
+packed as a whole have one hash, so all of them are on one side.
 """
 
 from dataclasses import dataclass
@@ -53,15 +53,16 @@ def threshold(
     end = min(part.bound for part in parts)
     hashes = np.concatenate([part.hashes for part in parts])
     sizes = np.concatenate([part.sizes for part in parts])
-    order = np.argsort(hashes, kind="stable")
-    hashes, sizes = hashes[order].tolist(), sizes[order].tolist()
+    # Files of a packed repository have one hash: they are taken or left together.
+    values, places, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    sizes_of = np.bincount(places, weights=sizes, minlength=len(values))
     most_documents, most_bytes = documents * MAX_SHARE, num_bytes * MAX_SHARE
-    bound = taken = 0
-    for count, (value, size) in enumerate(zip(hashes, sizes, strict=True)):
-        if count >= min_documents and taken >= fraction * num_bytes:
+    bound = taken_documents = taken_bytes = 0
+    for value, count, size in zip(values.tolist(), counts.tolist(), sizes_of.tolist(), strict=True):
+        if taken_documents >= min_documents and taken_bytes >= fraction * num_bytes:
             return bound, False
-        taken += size
-        if count + 1 > most_documents or taken > most_bytes:
+        taken_documents, taken_bytes = taken_documents + count, taken_bytes + size
+        if taken_documents > most_documents or taken_bytes > most_bytes:
             return bound, False
         if value >= end:
             return bound, True

@@ -52,7 +52,9 @@ def around_each_step(step_with_fault) -> None:
 def nan(train_one_step, run, hooks):
     """NaN where this rank's last micro-batch leaves the model."""
     engine = run.engine
-    loss_of, micro_batches = engine._loss, run.data._rank_size // run.data._micro_batch_size
+    data = run.data
+    rows = data._stream.segments[0].global_batch_size // data._num_ranks
+    loss_of, micro_batches = engine._loss, rows // data._micro_batch_size
     calls = 0
 
     def loss(labels, hidden):

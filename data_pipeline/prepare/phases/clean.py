@@ -30,8 +30,8 @@ _DROPPED = {
 
 
 @dataclass(kw_only=True, slots=True)
-class Group:
-    """A future source of the corpus: one language, or one collection of text. Counts are of one task."""
+class GroupPart:
+    """What one task has of a future source of the corpus: of one language, or of one collection of text."""
 
     name: str
     kind: str
@@ -62,7 +62,7 @@ def run(job: Job, task: int) -> None:
 class _Members:
     """Hash and size of every document of a group in this task, and its text's place."""
 
-    group: Group
+    group: GroupPart
     hashes: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
@@ -127,7 +127,9 @@ class _Cleaner:
     def _count(self, document: StoredDocument, num_bytes: int, samples: DocumentWriter) -> None:
         if document.group not in self.members:
             language = _language_of_group(document)
-            self.members[document.group] = _Members(Group(name=document.group, kind=document.kind, language=language))
+            self.members[document.group] = _Members(
+                GroupPart(name=document.group, kind=document.kind, language=language)
+            )
         members = self.members[document.group]
         group = members.group
         if group.kind != document.kind:

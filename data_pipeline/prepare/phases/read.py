@@ -68,7 +68,9 @@ class _Reader:
             row = {"source": document.source, "language": document.language, "num_bytes": document.num_bytes}
             stored = _stored(document)
             if self._is_full(document.kind):  # the source may still have documents of the other side
-                self.ledger.add("capped", reason=f"max_bytes_per_side reached ({document.kind})", **row)
+                reason = f"max_bytes_per_side reached ({document.kind})"
+                self.ledger.add("capped", reason=reason, **row)
+                dropped.add(stored, "capped", reason)
                 continue
             reason = self._objection(document)
             if reason is not None:

@@ -64,14 +64,28 @@ def _tokenizer(job: Job, groups: dict[str, Group]) -> Tokenizer:
 
 def sample(job: Job, groups: dict[str, Group]) -> Iterator[str]:
     """Training documents: every group up to its share of half of `tokenizer_sample_bytes`."""
-    side_bytes = {kind: sum(group.num_bytes for group in groups.values() if group.kind == kind) for kind in KINDS}
+    shares = _shares(job, groups)
     taken = dict.fromkeys(groups, 0)
     for part in range(job.config.tasks):
         for document in job.workspace.read_documents("samples", part):
             group = groups[document.group]
-            budget = job.config.tokenizer_sample_bytes / 2 * group.num_bytes / side_bytes[group.kind]
+            budget = job.config.tokenizer_sample_bytes / 2 * shares[group.name]
             # A part of the budget for each task: all of them are heard.
             if taken[group.name] >= budget * (part + 1) / job.config.tasks or group.is_heldout(document):
                 continue
             taken[group.name] += len(document.text.encode())
             yield document.text
+
+
+def _shares(job: Job, groups: dict[str, Group]) -> dict[str, float]:
+    """Every group's share of its side: by size, but on the code side as the language manifest has it."""
+    given: dict[str, float] = {}
+    left = {"text": 1.0, "code": 1.0}
+    code = [group.name for group in groups.values() if group.kind == "code"]
+    if (manifest := job.config.load_language_manifest()) is not None and code:
+        planned = manifest.shares_of(code)
+        given = {name: float(share) for name, share in planned.shares.items()}
+        left["code"] = float(planned.others)
+    rest = [group for group in groups.values() if group.name not in given]
+    side_bytes = {kind: sum(group.num_bytes for group in rest if group.kind == kind) for kind in KINDS}
+    return given | {group.name: left[group.kind] * group.num_bytes / side_bytes[group.kind] for group in rest}

@@ -53,8 +53,8 @@ def test_rank_comes_from_the_launcher(alone, monkeypatch):
 def restored_logging():
     root = logging.getLogger()
     before = root.handlers[:], root.level
-    # Hydra, in a test of the command line, switches off every logger that it finds; workers never see Hydra.
-    logging.getLogger("py.warnings").disabled = False
+    # A command that ran in this process before may have left warnings captured, by handlers that are gone.
+    logging.captureWarnings(False)
     yield
     root.handlers[:], root.level = before
     logging.captureWarnings(False)

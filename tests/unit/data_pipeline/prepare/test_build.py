@@ -18,7 +18,7 @@ from data_pipeline.prepare.build import build_corpus
 from data_pipeline.prepare.build_config import BuildConfig
 from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS, normalise
 from data_pipeline.prepare.documents import SourceConfig, SourceKind
-from data_pipeline.prepare.executor_config import ExecutorConfig
+from data_pipeline.prepare.executor_config import ExecutorConfig, ExecutorKind
 from data_pipeline.prepare.overlap import mark, overlapping, window_hashes
 from data_pipeline.prepare.phases.exact import duplicates
 from data_pipeline.prepare.phases.read import CONTENT_HASHES
@@ -310,6 +310,16 @@ def test_the_split_does_not_depend_on_the_tasks(counts):
     assert heldout_of(counts, 50, 0.02, 10) == (20, False)
 
 
+def test_a_repository_is_held_out_whole_or_not_at_all():
+    """Forty repositories of five files: the tenth of 200 files is four of them."""
+    hashes = np.repeat(np.array([split_hash(number, seed=0) for number in range(40)], dtype=np.uint64), 5)
+    low = lowest(hashes, np.full(200, 10), 0.02, 18)
+    bound, _ = threshold([low], 200, 2000, 0.02, 18)
+    assert int((hashes < np.uint64(bound)).sum()) == 20
+    bound, _ = threshold([low], 200, 2000, 0.02, 21)  # the fifth would be more than a tenth
+    assert int((hashes < np.uint64(bound)).sum()) == 20
+
+
 def test_a_split_that_falls_short_says_so():
     """One task keeps a giant and few others: what it did not keep cannot be held out."""
     hashes = np.arange(1000, dtype=np.uint64)
@@ -405,3 +415,18 @@ def test_tasks_change_the_order_only(raw, built, tmp_path):
         # Of copies that differ in details another one may be the first.
         first, second = (sorted(map(normalise, all_documents(corpus, split))) for corpus in corpora)
         assert first == second != []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "executor.workers=0: must be >= 1"),
+        ({"kind": ExecutorKind.slurm}, "executor.partition: is empty"),
+        ({"partition": "cpu"}, "executor.partition=cpu: is an option of executor.kind=slurm"),
+        ({"ray_address": "x:1"}, "executor.ray_address=x:1: is an option of executor.kind=ray"),
+        ({"kind": ExecutorKind.slurm, "partition": "cpu", "sbatch_options": {"--x": "y"}}, "no long option of sbatch"),
+    ],
+)
+def test_options_of_an_executor(options, message):
+    with pytest.raises(DataError, match=message):
+        ExecutorConfig(**options)
