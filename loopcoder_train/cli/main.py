@@ -47,6 +47,8 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
   loopcoder diagnose RUN                   what each loop does to states, attention and output
+  loopcoder sweep experiment=study         matched runs that differ in one option only
+  loopcoder report SWEEP | RUN...          one page: verdict, curves, figures, proof of the match
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 
 First steps:
