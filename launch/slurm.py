@@ -10,6 +10,7 @@ import shlex
 import string
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def render(config: RunConfig, run_yaml: Path, directory: Path) -> str:
     return _Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
+def srun_line(launch: LaunchConfig, module: str, arguments: Sequence[str]) -> list[str]:
+    """One process of `python -m <module>` on one node of the cluster, which this command waits for."""
+    options = [f"--cpus-per-task={launch.cpus_on_a_node}", *_sbatch_options(launch)]
+    containers = [f"--container-{name}={value}" for name, value in _container(launch).items()]
+    return ["srun", "--nodes=1", "--ntasks=1", *options, *containers, _python(launch), "-m", module, *arguments]
+
+
 def log_file(run_dir: Path, job_id: str) -> Path:
     """Where the batch script and rank 0 write; the other ranks and every error: the folder of the same name."""
     return run_dir / "logs" / f"job-{job_id}.log"
@@ -113,8 +121,12 @@ def _exports(environment: dict[str, str]) -> str:
 
 
 def _srun_options(launch: LaunchConfig) -> list[str]:
+    return [f"--container-{name}={shlex.quote(value)}" for name, value in _container(launch).items()]
+
+
+def _container(launch: LaunchConfig) -> dict[str, str]:
     options = {"image": launch.container_image, "mounts": launch.container_mounts}
-    return [f"--container-{name}={shlex.quote(value)}" for name, value in options.items() if value is not None]
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def submit(script: Path) -> str:

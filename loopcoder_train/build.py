@@ -344,7 +344,7 @@ def build_hooks(
             load=lambda: resume(config, engine, process, console),
             segment_of=stream.segment_number,
         ),
-        ConsumptionHook(stream.names_of),
+        ConsumptionHook(stream.names_of, config.model.window_left),
         LogHook(config.model, process.device, every_steps=config.logging.every_steps, kinds=stream.kinds),
         *slow_rank_hooks(config, process.world_size),
         EvaluateHook(held_out_metrics, every_steps=config.evaluation.every_steps),

@@ -1,19 +1,17 @@
 """The report as one HTML file that needs nothing else: no network, no fonts, and no script to be read.
 
 The journey: `Report` -> the template in `templates/`, escaped by jinja2 -> one string, the same for the same corpus.
-The script in it sorts tables, nothing more. The page's content policy lets the browser run that script, known by its
-hash, and nothing else: a name that were not escaped could still do nothing.
+The script in it sorts tables, nothing more (html.py).
 
 Bars are SVG rectangles in percent of their cell, so they fit any width; every number that a bar shows is also text.
 """
 
-import base64
-import hashlib
 from dataclasses import dataclass
 
 from data_pipeline.report import units
 from data_pipeline.report.flows import LOSSES, Amount, Flow, Step, top_and_others
 from data_pipeline.report.funnel import Report
+from data_pipeline.report.html import assets, open_templates
 from data_pipeline.report.table import STAGE_NAMES, parts_of_kept, verdict
 
 BAR_STAGES = ("train", "heldout", *reversed(LOSSES))
@@ -33,16 +31,7 @@ class Segment:
 
 def render(report: Report) -> str:
     """The whole page."""
-    import jinja2  # a build of a corpus without a page need not import it
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("data_pipeline.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates("data_pipeline.report")
     environment.filters.update(
         count=lambda number: f"{number:,}", size=units.size, scaled=units.scaled, short=units.short, ratio=units.ratio,
         percent=lambda share: units.percent(share, 1.0), stage=_LEGEND.__getitem__,
@@ -50,7 +39,6 @@ def render(report: Report) -> str:
     environment.globals.update(
         funnel_bar=funnel_bar, language_bar=language_bar, share_of=units.percent, tokens=units.tokens
     )
-    script, style = (environment.loader.get_source(environment, name)[0] for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
         report=report,
         verdict=verdict(report),
@@ -60,14 +48,8 @@ def render(report: Report) -> str:
         legend=[stage for stage in BAR_STAGES if stage not in report.off],
         losses=LOSSES,
         has_plan=any(share.planned is not None for share in report.mixture),
-        # Not user text: files of this package.
-        script=Markup(script), style=Markup(style), script_hash=content_hash(script),
+        **assets(environment, "page.css"),
     )  # fmt: skip
-
-
-def content_hash(script: str) -> str:
-    """The name of a script in a content security policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def funnel_bar(step: Step, whole: Amount, measure: str) -> list[Segment]:

@@ -155,7 +155,7 @@ class _Jobs:
             raise messages.not_set(missing[0], self.command.example)
         values = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
         values.update(self.arguments.literals)
-        if self.command.config_name in ("pretrain", "finetune"):
+        if self.command.config_name in ("pretrain", "finetune", "sweep"):
             values["run_dir"] = self._run_dir(values["run_dir"])
         if self.command.prepare is not None:
             self.command.prepare(values)

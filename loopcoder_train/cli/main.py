@@ -19,6 +19,8 @@ COMMANDS = {
     ("evaluate",): "loopcoder_train.cli.evaluate",
     ("diagnose",): "loopcoder_train.cli.diagnose",
     ("generate",): "loopcoder_train.cli.generate",
+    ("sweep",): "loopcoder_train.cli.sweep",
+    ("report",): "loopcoder_train.cli.report",
     ("runs",): "loopcoder_train.cli.runs",
     ("stop",): "loopcoder_train.cli.stop",
     ("checkpoint", "list"): "loopcoder_train.cli.checkpoint_list",
@@ -45,6 +47,8 @@ loopcoder COMMAND [option=value ...]      pretrain Parallel Loop Transformers
   loopcoder checkpoint list RUN            the checkpoints of a run; also: verify RUN, prune RUN
   loopcoder evaluate RUN                   held-out losses of a run, per source, language and loop
   loopcoder diagnose RUN                   what each loop does to states, attention and output
+  loopcoder sweep experiment=study         matched runs that differ in one option only
+  loopcoder report SWEEP | RUN...          one page: verdict, curves, figures, proof of the match
   loopcoder generate RUN prompt="TEXT"     continue a prompt with a run's model
 
 First steps:

@@ -11,6 +11,7 @@ from data_pipeline.stream import heldout_batches
 from loopcoder_train.config import UserError
 from loopcoder_train.config.commands import EvaluateOptions
 from loopcoder_train.evaluation.baselines import BigramModel, training_sample, unigram_entropy
+from loopcoder_train.evaluation.documents import DocumentLosses, DocumentTable
 from loopcoder_train.evaluation.heldout import HeldOutReport, evaluate_batches, evaluate_heldout
 from loopcoder_train.evaluation.load import LoadedRun, PlainLosses, load_run
 from loopcoder_train.evaluation.report import format_report
@@ -32,6 +33,7 @@ class Evaluation:
     report: HeldOutReport
     unigram_entropy: float  # nats per token, of the evaluated tokens
     bigram_loss: float  # nats per token, fitted on as many training tokens as the run has seen (capped)
+    documents: DocumentTable  # of the held-out losses
     conversations: HeldOutReport | None = None  # of a tuned run: its held-out conversations, what the assistant says
 
     def to_json(self) -> dict[str, object]:
@@ -52,6 +54,7 @@ def evaluate_run(options: EvaluateOptions, stream: TextIO | None = None) -> Eval
     run = load_run(options.run_dir, step=options.step, num_loops=options.num_loops, device=options.device)
     evaluation = _evaluate(run, options)
     path = evaluation_path(run, options.num_loops)
+    _write(documents_path(path), json.dumps(evaluation.documents.to_json()) + "\n")
     _write(path, json.dumps(evaluation.to_json(), indent=1) + "\n")
     baselines = {"unigram entropy": evaluation.unigram_entropy, "bigram model": evaluation.bigram_loss}
     figure = draw_run_figure(run.run_dir, baselines, title=f"{run.run_dir.name}, R = {run.config.model.num_loops}")
@@ -78,6 +81,11 @@ def evaluation_path(run: LoadedRun, num_loops: int | None) -> Path:
     return run.run_dir / f"evaluation_loops{num_loops}.json"
 
 
+def documents_path(evaluation: Path) -> Path:
+    """`evaluation_documents.json` beside `evaluation.json`: what intervals and paired comparisons are made of."""
+    return evaluation.with_name(f"{evaluation.stem}_documents.json")
+
+
 def draw_run_figure(run_dir: Path, baselines: Mapping[str, float], *, title: str) -> Path | None:
     """`loss.png` from the run's metrics; None where a run has none (a copied checkpoint)."""
     metrics = run_dir / METRICS_FILE
@@ -95,7 +103,8 @@ def _evaluate(run: LoadedRun, options: EvaluateOptions) -> Evaluation:
     limit = options.max_sequences_per_source or run.config.evaluation.max_sequences_per_source
     batch_size = options.batch_size or run.config.evaluation.batch_size
     length = run.config.data.sequence_length
-    report = evaluate_heldout(PlainLosses(run.model, run.device), run.corpus, length, batch_size, limit)
+    losses = DocumentLosses(PlainLosses(run.model, run.device))
+    report = evaluate_heldout(losses, run.corpus, length, batch_size, limit)
     heldout = list(heldout_batches(run.corpus, length, batch_size, limit))
     seen = min(run.snapshot.training.tokens, MAX_BIGRAM_TOKENS)
     sample = training_sample(run.corpus, seen, run.config.data.text_share)
@@ -105,6 +114,7 @@ def _evaluate(run: LoadedRun, options: EvaluateOptions) -> Evaluation:
         report=report,
         unigram_entropy=unigram_entropy(heldout),
         bigram_loss=BigramModel(sample, run.corpus.manifest.vocab_size).loss(heldout),
+        documents=losses.table,
         conversations=None if run.config.finetune is None else _evaluate_conversations(run, batch_size, limit),
     )
 

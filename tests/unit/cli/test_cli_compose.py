@@ -34,7 +34,7 @@ COMMANDS = (
     "data audit",
     "data report",
 )
-COMMANDS += ("diagnose", *(f"checkpoint {name}" for name in ("list", "verify", "prune")))
+COMMANDS += ("diagnose", "sweep", "report", *(f"checkpoint {name}" for name in ("list", "verify", "prune")))
 
 
 def make_paper_corpus(workplace):

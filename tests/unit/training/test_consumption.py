@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from loopcoder_train.config import GuardsConfig, OnBadStep
+from loopcoder_train.model.counts import attention_pairs
 from loopcoder_train.training.bad_steps import BadStepHook, TrainingDivergedError
 from loopcoder_train.training.consumption import ConsumptionHook, side_tokens
 from loopcoder_train.training.loop import Hook, Run, fit
@@ -57,7 +58,10 @@ def run_of(tmp_path, engine: FakeEngine, num_steps: int) -> Run:
 
 
 def test_sources_are_counted_by_name_over_segments(tmp_path):
-    state = fit(run_of(tmp_path, FakeEngine(), 9), [ConsumptionHook(lambda batch: NAMES[segment(batch)])])
+    hook = ConsumptionHook(lambda batch: NAMES[segment(batch)], window_left=3)
+    state = fit(run_of(tmp_path, FakeEngine(), 9), [hook])
+    pairs = [attention_pairs(part.document_ids, 3) for batch in range(9) for part in micro_batches(batch)]
+    assert (state.causal_pairs, state.window_pairs) == (sum(p.causal for p in pairs), sum(p.window for p in pairs))
     assert state.source_tokens == expected(list(range(9)))
     assert sum(state.source_tokens.values()) == state.tokens == 5 * 32 + 4 * 96
 
@@ -76,7 +80,7 @@ def test_refused_and_undone_steps_are_not_counted(tmp_path):
     engine = FakeEngine(losses={3: float("nan"), 7: float("nan")})
     hooks = [
         BadStepHook(guards, last_saved=lambda run: 3 if saved else run.state.step, load=lambda: saved["it"]),
-        ConsumptionHook(lambda batch: NAMES[segment(batch)]),
+        ConsumptionHook(lambda batch: NAMES[segment(batch)], window_left=3),
         Saving(),
     ]
     state = fit(run_of(tmp_path, engine, 6), hooks)

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipeline.report.flows import LOSSES, Amount, Flow
 from data_pipeline.report.funnel import make_report
-from data_pipeline.report.page import BAR_STAGES, content_hash, funnel_bar, language_bar, render
+from data_pipeline.report.html import content_hash
+from data_pipeline.report.page import BAR_STAGES, funnel_bar, language_bar, render
 from tests.unit.data_pipeline.report.corpora import EVERY_STAGE, FATES, Fate, save_corpus
 
 HOSTILE = "<script>window.taken=1</script>\"'><img src=x onerror=window.taken=1>&amp;{{ 7*7 }}"
@@ -163,8 +164,8 @@ def _contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(report, scheme):
     css = Page(render(report)).text("style")
-    light, dark = css.split("@media (prefers-color-scheme: dark)")[:2]
-    colours = _colours(light) if scheme == "light" else _colours(dark)
+    dark = re.compile(r"@media \(prefers-color-scheme: dark\) \{.*?\n\}", re.DOTALL)
+    colours = _colours(dark.sub("", css)) if scheme == "light" else _colours("".join(dark.findall(css)))
     for ground in ("page", "card"):
         for text in ("text", "muted", "accent"):
             assert _contrast(colours[text], colours[ground]) >= 4.5, (text, ground)

@@ -1,0 +1,151 @@
+"""Takes every arm through its stages, each once, whatever is killed in between.
+
+A stage is a process of its own. When it has ended well, a record of its arguments is written below the arm; the same
+sweep passes over it from then on. Without a record the command is started again: a training run resumes from its last
+checkpoint, bit for bit, or finds nothing left to do; evaluations and diagnoses write their files anew, at once. A stage
+whose arguments have changed since is started again too, and a training run refuses what it cannot go on with.
+
+A stage that fails ends its arm, not the others. A stop signal goes to the running command, and ends the sweep.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.manifest import write_durably
+from loopcoder_train.config.process import EXIT_REQUEUE, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.runtime.lock import holder_of
+from loopcoder_train.sweep.arms import Arm
+from loopcoder_train.sweep.stages import STAGES_FOLDER, Stage
+
+LAUNCHER_LOCK = "launcher"
+_POLL_SECONDS = 0.5
+_STOPPED = {signal_exit_code(number) for number in STOP_SIGNALS}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an arm: `failed` is the name of the stage that did not end well, with its exit code."""
+
+    arm: Arm
+    failed: str | None = None
+    code: int = 0
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A person, the system or the clock ended the sweep; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped with exit code {code}")
+        self.code = code
+
+
+class StageProcesses:
+    """Runs commands of `loopcoder` one after the other; stop signals go to the one that runs.
+
+    Each is the leader of a session: a terminal's Ctrl-C reaches this process alone, and is passed on once.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        self._running: subprocess.Popen | None = None
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Receive stop signals in place of the process."""
+        return received_by(self._received)
+
+    def _received(self, number: int, _frame: object) -> None:
+        self.stopped_by = self.stopped_by or number
+        if self._running is not None and self._running.poll() is None:
+            os.kill(self._running.pid, number)
+
+    def run(self, stage: Stage, log: Path) -> int:
+        """Its exit code. Training shows its progress; what the others print goes to `log`."""
+        line = [sys.executable, "-m", "loopcoder_train.cli.main", *stage.arguments]
+        with log.open("ab") as output:
+            self._running = subprocess.Popen(line, stdout=None if stage.trains else output, start_new_session=True)
+            code = self._running.wait()
+        self._running = None
+        if self.stopped_by is not None:
+            raise Stopped(signal_exit_code(self.stopped_by))
+        return code if code >= 0 else 128 - code
+
+
+@contextmanager
+def received_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """`handler` gets the stop signals of this process; those that are ignored stay so."""
+    former = {n: signal.getsignal(n) for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in former:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+def run_arms(
+    folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
+) -> list[Outcome]:
+    """Every arm in turn. `run(stage, log)` starts a stage and gives its exit code. Raises Stopped."""
+    return [
+        run_arm(folder / arm.name, arm, stages, run, lambda text, n=number: say(f"[{n} of {len(arms)}] {text}"))
+        for number, (arm, stages) in enumerate(arms, start=1)
+    ]
+
+
+def run_arms_together(
+    folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
+) -> list[Outcome]:
+    """As `run_arms`, all arms at once: for stages that run elsewhere and are only waited for."""
+    with ThreadPoolExecutor(len(arms)) as threads:
+        going = [threads.submit(run_arm, folder / arm.name, arm, stages, run, say) for arm, stages in arms]
+        return [one.result() for one in going]
+
+
+def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, Path], int], say: Say) -> Outcome:
+    """The stages of one arm that are not done."""
+    records = folder / STAGES_FOLDER
+    records.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if is_done(records, stage):
+            continue
+        say(f"{arm.name}: {stage.name}")
+        if stage.trains:
+            wait_for_former(stage, say)
+        began = time.time()
+        code = run(stage, records / f"{stage.name}.log")
+        if code in _STOPPED or code == EXIT_REQUEUE:
+            raise Stopped(code)
+        if code:
+            say(f"{arm.name}: {stage.name} failed (exit code {code}); the other arms go on")
+            return Outcome(arm, stage.name, code)
+        record = {"arguments": stage.arguments, "seconds": round(time.time() - began, 3)}
+        write_durably(records / f"{stage.name}.json", json.dumps(record, indent=1) + "\n")
+    return Outcome(arm)
+
+
+def is_done(records: Path, stage: Stage) -> bool:
+    """Whether a process with these arguments ended well."""
+    path = records / f"{stage.name}.json"
+    return path.exists() and json.loads(path.read_bytes())["arguments"] == stage.arguments
+
+
+def wait_for_former(stage: Stage, say: Say) -> None:
+    """A sweep that was killed may have left its training run at work: it makes the very steps that are missing."""
+    holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
+    if holder is not None:
+        say(f"{stage.run_dir}: is being trained by {holder}; waiting for it")
+    while holder is not None:
+        time.sleep(_POLL_SECONDS)
+        holder = holder_of(stage.run_dir, LAUNCHER_LOCK)

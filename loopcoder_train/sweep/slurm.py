@@ -1,0 +1,79 @@
+"""The stages of a sweep on a SLURM cluster: training as jobs of its own, the rest by srun; this process only waits.
+
+A training stage is submitted by its own command (`loopcoder pretrain launch=slurm`) unless its job is in the queue or
+its last step is saved. So a sweep that was killed finds its jobs again, and the same command goes on.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from launch import slurm
+from loopcoder_train.checkpoint import checkpoints_of
+from loopcoder_train.config import LaunchConfig
+from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
+from loopcoder_train.config.process import EXIT_FAILURE, signal_exit_code
+from loopcoder_train.sweep.runner import Stopped, received_by
+from loopcoder_train.sweep.stages import Stage
+
+COMMAND = "loopcoder_train.cli.main"
+POLL_SECONDS, COMMAND_POLL_SECONDS = 15.0, 0.5
+
+
+class SlurmStages:
+    """Runs the stages of many arms at once, each from a thread of its own.
+
+    A stop signal ends the waiting and what srun runs; jobs go on, and the same sweep finds them again.
+    `pause(seconds)` waits, and says whether to stop.
+    """
+
+    def __init__(self, launch: LaunchConfig, *, pause: Callable[[float], bool] | None = None) -> None:
+        self._launch, self._stopped_by = launch, 0
+        self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Receive stop signals in place of the process."""
+        return received_by(self._received)
+
+    def _received(self, number: int, _frame: object) -> None:
+        self._stopped_by = self._stopped_by or number
+        self._stop.set()
+
+    def run(self, stage: Stage, log: Path) -> int:
+        """The exit code of the stage; waits as long as its job waits or runs. Raises Stopped."""
+        if not stage.trains:
+            return self._command(slurm.srun_line(self._launch, COMMAND, stage.arguments), log, self._launch.environment)
+        if not slurm.jobs_of(stage.run_dir) and not is_trained(stage.run_dir):
+            code = self._command([sys.executable, "-m", COMMAND, *stage.arguments], log, {})
+            if code:
+                return code
+        while slurm.jobs_of(stage.run_dir):
+            if self._pause(POLL_SECONDS):
+                raise Stopped(signal_exit_code(self._stopped_by))
+        return 0 if is_trained(stage.run_dir) else EXIT_FAILURE
+
+    def _command(self, line: list[str], log: Path, variables: dict[str, str]) -> int:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                line, stdout=output, stderr=output, env=os.environ | variables, start_new_session=True
+            )
+            while process.poll() is None:
+                if self._pause(COMMAND_POLL_SECONDS):
+                    process.terminate()
+                    process.wait()
+                    raise Stopped(signal_exit_code(self._stopped_by))
+        return process.returncode
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether the last step of the run is saved."""
+    run_yaml = run_dir / RUN_CONFIG_FILE
+    if not run_yaml.exists():
+        return False
+    last = read_run_config(run_yaml).training.num_steps
+    return any(checkpoint.step == last for checkpoint in checkpoints_of(run_dir))

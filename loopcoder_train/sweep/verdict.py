@@ -1,0 +1,151 @@
+"""Which value won, by how much, how sure, and at what cost; or why nobody can say.
+
+Arms count when they are matched and at least :data:`WELL_BELOW` nats below the bigram baseline: above that a model has
+learnt little that counts of token pairs do not know, and its rank says nothing about loops. All must count, or there
+is no verdict.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from loopcoder_train.diagnostics.confidence import Estimate, estimate
+from loopcoder_train.sweep.matching import Match
+from loopcoder_train.sweep.results import ArmResult, by_value, paired_difference
+
+WELL_BELOW = 0.1  # nats per token
+
+
+class Spread(Enum):
+    """What an interval is over."""
+
+    documents = "documents"
+    seeds = "seeds"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueResult:
+    """All seeds of one value. `difference`: its loss minus that of the best value, paired; None for the best itself."""
+
+    label: str
+    loss: Estimate
+    difference: Estimate | None
+    training_flops: float
+    training_seconds: float
+    counts: bool  # well below the bigram baseline
+
+    @property
+    def tied(self) -> bool:
+        """Whether the interval of the difference to the best reaches 0, or there is none to tell."""
+        return self.difference is not None and (self.difference.half_width is None or self.difference.low <= 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """`sentence` says it all; `best` is None where there is no verdict."""
+
+    sentence: str
+    best: str | None
+    spread: Spread
+    num_spread: int  # seeds, or documents
+    bigram_loss: float
+    values: list[ValueResult]
+
+
+def judge(results: Sequence[ArmResult], matches: Sequence[Match], failed: Sequence[str]) -> Verdict:
+    """Of finished arms. `failed`: labels of matched arms that have no result. Needs at least one result."""
+    groups = by_value(results)
+    seeds = [{result.seed for result in group} for group in groups]
+    common = sorted(set.intersection(*seeds)) if seeds else []
+    spread = Spread.seeds if len(common) > 1 else Spread.documents
+    groups = [[result for result in group if result.seed in common] for group in groups]
+    bigram = float(np.mean([result.bigram_loss for result in results]))
+    values = _values(groups, spread, bigram) if common else []
+    number = len(common) if spread is Spread.seeds else (groups[0][0].loss.samples if common else 0)
+    why_not = _why_not(values, matches, failed, bigram, len(common))
+    best = None if why_not else next(value for value in values if value.difference is None)
+    sentence = f"No verdict: {why_not}." if why_not else _sentence(best, values, spread, number)
+    return Verdict(
+        sentence=sentence,
+        best=best.label if best else None,
+        spread=spread,
+        num_spread=number,
+        bigram_loss=bigram,
+        values=values,
+    )
+
+
+def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> list[ValueResult]:
+    means = [float(np.mean([result.loss.mean for result in group])) for group in groups]
+    best = groups[int(np.argmin(means))]
+    return [
+        ValueResult(
+            label=group[0].label,
+            loss=_over_seeds([result.loss.mean for result in group]) if spread is Spread.seeds else group[0].loss,
+            difference=None if group is best else _difference(group, best, spread),
+            training_flops=float(np.mean([result.training_flops for result in group])),
+            training_seconds=float(np.mean([result.training_seconds for result in group])),
+            counts=mean <= bigram - WELL_BELOW,
+        )
+        for group, mean in zip(groups, means, strict=True)
+    ]
+
+
+def _difference(group: list[ArmResult], best: list[ArmResult], spread: Spread) -> Estimate:
+    """Paired: of the same documents, or of the same seeds."""
+    if spread is Spread.documents:
+        return paired_difference(group[0], best[0])
+    by_seed = {result.seed: result.loss.mean for result in best}
+    return _over_seeds([result.loss.mean - by_seed[result.seed] for result in group])
+
+
+def _over_seeds(values: list[float]) -> Estimate:
+    found = estimate(values, [1.0] * len(values))
+    assert found is not None
+    return found
+
+
+def _why_not(
+    values: list[ValueResult], matches: Sequence[Match], failed: Sequence[str], bigram: float, num_seeds: int
+) -> str | None:
+    unmatched = next((match.first_difference for match in matches if not match.matched), None)
+    if unmatched:
+        return f"the runs are not matched ({unmatched})"
+    if failed:
+        return f"{', '.join(failed)} did not finish"
+    if not num_seeds:
+        return "no seed has a result for every value"
+    if len(values) < 2:
+        return "there is nothing to compare with"
+    weak = [f"{value.label} at {value.loss.mean:.4f}" for value in values if not value.counts]
+    if weak:
+        return (
+            f"{', '.join(weak)} nats per token, not at least {WELL_BELOW} below the bigram baseline of {bigram:.4f}; "
+            "such models rank nothing"
+        )
+    return None
+
+
+def _sentence(best: ValueResult, values: list[ValueResult], spread: Spread, number: int) -> str:
+    others = [value for value in values if value is not best]
+    tied = [value for value in others if value.tied]
+    over = f"{number} seeds" if spread is Spread.seeds else f"{number:,} held-out documents of one seed"
+    lowest = f"{best.label} has the lowest held-out loss, {best.loss.mean:.4f} nats per token"
+    margins = "; ".join(f"{_below(value)} below {value.label}" for value in others)
+    cheapest = min(values, key=lambda value: value.training_flops)
+    cost = (
+        "at the lowest cost of all"
+        if cheapest is best
+        else f"at {best.training_flops / cheapest.training_flops:.2f} times the training FLOPs of {cheapest.label}"
+    )
+    doubt = f" It cannot be told apart from {', '.join(value.label for value in tied)}." if tied else ""
+    caution = " Another seed may rank them otherwise." if spread is Spread.documents else ""
+    return f"{lowest}: {margins} (paired 95% intervals over {over}), {cost}.{doubt}{caution}"
+
+
+def _below(value: ValueResult) -> str:
+    difference = value.difference
+    interval = "" if difference.half_width is None else f" [{difference.low:.4f}, {difference.high:.4f}]"
+    return f"{difference.mean:.4f}{interval}"

@@ -1,0 +1,72 @@
+"""The page in a real browser, if there is one: it fits, it is quiet, its charts have a size, and names do nothing."""
+
+import dataclasses
+
+import pytest
+
+from loopcoder_train.sweep.report.page import render
+from tests.unit.data_pipeline.report import browser
+
+pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+HOSTILE = "<img src=x onerror='window.taken=1'>\"><script>window.taken=1</script>"
+LONG = "a-name-of-one-word-" * 12
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.started() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(report, tmp_path_factory):
+    """Long names, hostile names, arms of huge cost."""
+    arms = [
+        dataclasses.replace(arm, label=f"{arm.label} {text}", training_flops=10**24, tokens=18 * 10**12)
+        for arm, text in zip(report.arms, ("", LONG, HOSTILE), strict=True)
+    ]
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    changed = dataclasses.replace(report, title=LONG + HOSTILE, arms=arms, failed={LONG: HOSTILE})
+    path.write_text(render(changed), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_it_fits_and_is_quiet(chromium, page, width, scheme):
+    chromium.open(page, width, scheme)
+    assert chromium.complaints == []
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    assert chromium.evaluate("typeof window.taken") == "undefined"
+    clipped = chromium.evaluate(
+        """[...document.querySelectorAll('td, th, dd, dt')].filter((cell) => cell.scrollWidth > cell.clientWidth + 1
+           && cell.clientWidth).map((cell) => cell.textContent)"""
+    )
+    assert clipped == [], "text that runs into its neighbour"
+    sizes = chromium.evaluate(
+        "[...document.querySelectorAll('.plot')].map((plot) => plot.getBoundingClientRect().width)"
+    )
+    assert len(sizes) > 12 and min(sizes) > 200
+    colours = chromium.evaluate(
+        "[...document.querySelectorAll('.plot path')].map((path) => getComputedStyle(path).stroke)"
+    )
+    assert "none" not in colours and len(set(colours)) >= 3
+
+
+def test_text_of_charts_stays_inside(chromium, page):
+    chromium.open(page, 390)
+    outside = chromium.evaluate(
+        """[...document.querySelectorAll('.plot text')].filter((text) => {
+             const own = text.getBoundingClientRect(), plot = text.closest('svg').getBoundingClientRect();
+             return own.left < plot.left - 4 || own.right > plot.right + 4; }).map((text) => text.textContent)"""
+    )
+    assert outside == []
+
+
+def test_headings_sort(chromium, page):
+    chromium.open(page, 1280)
+    chromium.evaluate("document.querySelectorAll('#table-arms thead button')[1].click()")
+    losses = chromium.evaluate(
+        "[...document.querySelectorAll('#table-arms tbody tr')].map((row) => Number(row.cells[1].dataset.value))"
+    )
+    assert losses == sorted(losses, reverse=True) and len(losses) == 3

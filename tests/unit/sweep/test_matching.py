@@ -1,0 +1,183 @@
+"""Runs match, or the difference is named: one fault at a time in the facts of a real run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from loopcoder_train.config import DataConfig, FinetuneConfig
+from loopcoder_train.config.io import to_dict
+from loopcoder_train.config.keys import flatten
+from loopcoder_train.sweep.facts import RunFacts, _initial, read_facts
+from loopcoder_train.sweep.matching import Status, match_runs
+from tests.unit.evaluation.trained_run import train
+
+AXIS = "model.num_loops"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> RunFacts:
+    return _facts(train(tmp_path_factory.mktemp("r1"), num_loops=1))
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory) -> RunFacts:
+    return _facts(train(tmp_path_factory.mktemp("r2"), num_loops=2))
+
+
+def _facts(run_dir: Path) -> RunFacts:
+    """`train` counts no sources, so an audit has nothing to compare; the integration test audits a real run."""
+    return dataclasses.replace(read_facts(run_dir), audit=[], heldout="the same")
+
+
+def with_options(facts: RunFacts, **changes) -> RunFacts:
+    """The facts of a run whose run.yaml says so; nothing else about it changes."""
+    return dataclasses.replace(facts, options=facts.options | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+def with_snapshot(facts: RunFacts, change) -> RunFacts:
+    snapshots = {
+        step: dataclasses.replace(
+            saved, stream=dict(saved.stream), history=dict(saved.history), training=dataclasses.replace(saved.training)
+        )
+        for step, saved in facts.snapshots.items()
+    }
+    change(snapshots)
+    return dataclasses.replace(facts, snapshots=snapshots)
+
+
+def refused(*runs: RunFacts, axis: str | None = AXIS) -> str:
+    match = match_runs([(f"run {number}", facts) for number, facts in enumerate(runs, start=1)], axis)
+    assert not match.matched
+    return match.first_difference
+
+
+def test_runs_that_differ_in_the_swept_option_match(plain, looped):
+    match = match_runs([("R = 1", plain), ("R = 2", looped)], AXIS)
+    assert match.matched and match.first_difference is None, match
+    assert {check.status for check in match.checks} == {Status.same}
+    names = [check.name for check in match.checks]
+    assert {"options", "initial values", "token stream", "schedule", "corpus", "tokenizer"} <= set(names)
+    assert plain.initial.keys() < looped.initial.keys(), "gates are new in R = 2, all else is shared"
+    assert match.free == ("data.corpus_dir",), "where the corpus lies, which its hash judges"
+
+
+def test_the_swept_option_must_be_named(plain, looped):
+    assert AXIS in refused(plain, looped, axis=None) and AXIS in refused(plain, looped, axis="optimizer.peak_lr")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", 1), ("optimizer.peak_lr", 1e-3), ("model.hidden_scale", 0.5), ("schedule.warmup_fraction", 0.2)],
+)
+def test_another_option_is_named(plain, looped, option, value):
+    said = refused(plain, dataclasses.replace(looped, options=looped.options | {option: value}))
+    assert said.startswith("options: run 2 against run 1: ") and option in said and str(value) in said
+
+
+def test_another_seed_gives_other_first_values(plain, tmp_path):
+    config = dataclasses.replace(plain.config, seed=1)
+    other = dataclasses.replace(plain, initial=_initial(config))
+    said = refused(plain, other)
+    assert said.startswith("initial values:") and "model.embed_tokens.weight" in said
+    norms = [name for name in plain.initial if name.endswith("norm.weight")]
+    assert all(plain.initial[name] == other.initial[name] for name in norms), "ones, whatever the seed"
+
+
+def test_one_changed_tensor_and_other_first_weights_are_named(plain, looped):
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert name in refused(plain, dataclasses.replace(looped, initial=looped.initial | {name: 1}))
+    assert "elsewhere" in refused(plain, dataclasses.replace(looped, first_weights="elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("key", "check"),
+    [("manifest_hash", "corpus"), ("tokenizer_hash", "tokenizer"), ("mixture_hash", "token stream")],
+)
+def test_other_data_are_named(plain, looped, key, check):
+    def change(snapshots):
+        for saved in snapshots.values():
+            saved.stream[key] = "other"
+
+    said = refused(plain, with_snapshot(looped, change))
+    assert said.startswith(f"{check}: run 2 against run 1: ") and key in said and "other" in said
+
+
+def test_a_stream_that_differs_at_one_checkpoint_is_named(plain, looped):
+    assert "step 3: position is 7" in refused(
+        plain, with_snapshot(looped, lambda snapshots: snapshots[3].stream.update(position=7))
+    )
+
+
+def test_other_consumption_and_an_audit_that_disagrees_are_named(plain, looped):
+    def change(snapshots):
+        snapshots[6].training.source_tokens = {"a": 1}
+
+    assert "source_tokens" in refused(plain, with_snapshot(looped, change))
+    assert "the audit says: lost" in refused(plain, dataclasses.replace(looped, audit=["lost"]))
+    assert refused(dataclasses.replace(plain, audit=["lost"])).startswith("token stream: run 1: "), "the first too"
+
+
+def test_other_learning_rates_and_labels_are_named(plain, looped):
+    tokens = max(looped.steps)
+    rate, labels = looped.steps[tokens]
+    other = dataclasses.replace(looped, steps=looped.steps | {tokens: (rate * 1.0001, labels)})
+    assert refused(plain, other).startswith(f"schedule: run 2 against run 1: after {tokens} tokens the learning rate")
+    other = dataclasses.replace(looped, steps=looped.steps | {tokens: (rate, labels - 1)})
+    assert f"{labels - 1:,} had a label" in refused(plain, other)
+    longer = dataclasses.replace(looped.config.training, num_steps=7)
+    other = dataclasses.replace(looped, config=dataclasses.replace(looped.config, training=longer))
+    said = refused(plain, other)
+    assert said == "finished: run 2 against run 1: stands at step 6 of 7"
+
+
+def test_ledgers_must_be_equal(plain, looped):
+    entry = {"batch": 4, "step": 5, "cause": "spike", "loss": 9.0, "grad_norm": 1.0, "back_to": None}
+
+    def change(snapshots):
+        snapshots[6].history = {**snapshots[6].history, "ledger": [entry]}
+
+    skipped = with_snapshot(looped, change)
+    said = refused(plain, skipped)
+    assert said == "skipped batches: run 2 against run 1: skipped 1 batches: 4, not none"
+    assert match_runs([("a", skipped), ("b", skipped)], AXIS).matched, "the same batch, skipped by both"
+
+
+def test_held_out_documents_must_be_equal(plain, looped):
+    assert refused(plain, dataclasses.replace(looped, heldout="x")).startswith("held-out documents:")
+    assert "loopcoder evaluate" in refused(plain, dataclasses.replace(looped, heldout=None))
+
+
+def test_plans_must_be_equal(plain):
+    model = dataclasses.replace(plain.config.model, init_from="a")
+    data = dataclasses.replace(plain.config.data, shuffle_block_tokens=DataConfig().shuffle_block_tokens)
+    config = dataclasses.replace(plain.config, model=model, data=data, finetune=FinetuneConfig())
+    options = flatten(to_dict(config))
+    one, two = (
+        dataclasses.replace(
+            plain, config=config, plan_hash="p", options=options | {"model.init_from": origin}, first_weights=origin
+        )
+        for origin in ("a", "b")
+    )
+    assert match_runs([("a", one), ("b", two)], AXIS).matched, "each starts from its own pretraining"
+    said = refused(one, dataclasses.replace(two, plan_hash="q"))
+    assert said == "conversations: run 2 against run 1: plan q, not p"
+
+
+def test_what_the_swept_option_changes_is_called_swept(plain):
+    tokens = max(plain.steps)
+    other = dataclasses.replace(
+        with_options(plain, optimizer__peak_lr=1e-4), steps=plain.steps | {tokens: (1e-4, plain.steps[tokens][1])}
+    )
+    match = match_runs([("a", plain), ("b", other)], "optimizer.peak_lr")
+    assert match.matched
+    assert {check.name: check.status for check in match.checks}["schedule"] is Status.swept
+    assert refused(plain, other, axis=AXIS), "but only if it is the swept one"
+
+
+def test_runs_of_other_seeds_match_in_what_no_seed_changes(plain):
+    other = dataclasses.replace(with_options(plain, seed=1), initial={"x": 1})
+    assert match_runs([("a", plain), ("b", other)], AXIS, other_seeds=True).matched
+    assert not match_runs(
+        [("a", plain), ("b", with_options(other, optimizer__beta1=0.5))], AXIS, other_seeds=True
+    ).matched

@@ -1,0 +1,82 @@
+"""Training is submitted once, found again and waited for; the rest goes through srun with the cluster's options."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from launch.slurm import Job
+from loopcoder_train.config.launch import LaunchConfig, LaunchKind
+from loopcoder_train.sweep import slurm as stages
+from loopcoder_train.sweep.runner import Stopped
+from loopcoder_train.sweep.slurm import SlurmStages
+from loopcoder_train.sweep.stages import Stage
+from tests.unit.evaluation.trained_run import train
+
+LAUNCH = LaunchConfig(kind=LaunchKind.slurm, gpus_per_node=2, partition="gpu", environment={"A": "b"})
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A queue that a job is in for two looks; remembers the commands."""
+
+    class Cluster:
+        looks, lines, variables, codes = 0, None, None, None
+
+    def jobs_of(run_dir: Path) -> list[Job]:
+        Cluster.looks = max(0, Cluster.looks - 1)
+        return [Job("7", "x", "RUNNING", "", "n")] if Cluster.looks else []
+
+    class Process:
+        def __init__(self, line, *, env, **_):
+            Cluster.lines.append(line)
+            Cluster.variables.append(env.get("A"))
+            Cluster.looks, self.returncode = 3, Cluster.codes[0]
+
+        def poll(self) -> int:
+            return self.returncode
+
+    Cluster.lines, Cluster.variables, Cluster.codes = [], [], [0]
+    monkeypatch.setattr(stages.slurm, "jobs_of", jobs_of)
+    monkeypatch.setattr(stages.subprocess, "Popen", Process)
+    return Cluster
+
+
+def stage(run_dir: Path, *, trains: bool) -> Stage:
+    return Stage(name="s", arguments=["pretrain", "launch=slurm"], run_dir=run_dir, trains=trains)
+
+
+def test_training_is_submitted_waited_for_and_judged_by_its_last_step(cluster, tmp_path):
+    waits = []
+    run = SlurmStages(LAUNCH, pause=waits.append)
+    assert run.run(stage(tmp_path, trains=True), tmp_path / "log") == 1, "the job ended without a last step"
+    assert cluster.lines[0][1:] == ["-m", "loopcoder_train.cli.main", "pretrain", "launch=slurm"] and len(waits) == 2
+    cluster.codes[0] = 2
+    assert run.run(stage(tmp_path, trains=True), tmp_path / "log") == 2, "what sbatch refuses is not waited for"
+
+
+def test_a_job_in_the_queue_and_a_trained_run_are_not_submitted_again(cluster, tmp_path):
+    run_dir = train(tmp_path)
+    cluster.looks = 3
+    waits = []
+    run = SlurmStages(LAUNCH, pause=waits.append)
+    assert run.run(stage(run_dir, trains=True), tmp_path / "log") == 0
+    assert cluster.lines == [] and len(waits) == 1
+    assert run.run(stage(run_dir, trains=True), tmp_path / "log") == 0 and cluster.lines == []
+
+
+def test_the_rest_goes_through_srun(cluster, tmp_path):
+    run = SlurmStages(LAUNCH, pause=lambda seconds: False)
+    assert run.run(stage(tmp_path, trains=False), tmp_path / "log") == 0
+    line = cluster.lines[0]
+    assert line[:3] == ["srun", "--nodes=1", "--ntasks=1"] and "--partition=gpu" in line
+    assert "--gpus-per-node=2" in line and line[-2:] == ["pretrain", "launch=slurm"] and cluster.variables == ["b"]
+
+
+def test_a_stop_ends_the_waiting_and_not_the_job(cluster, tmp_path):
+    run = SlurmStages(LAUNCH)
+    cluster.looks = 1000
+    run._received(signal.SIGTERM, None)
+    with pytest.raises(Stopped) as stopped:
+        run.run(stage(tmp_path, trains=True), tmp_path / "log")
+    assert stopped.value.code == 143 and cluster.lines == []
