@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.manifest import write_durably
-from loopcoder_train.config.process import EXIT_REQUEUE, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.process import EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
 from loopcoder_train.runtime.lock import holder_of
 from loopcoder_train.sweep.arms import Arm
 from loopcoder_train.sweep.stages import STAGES_FOLDER, Stage
@@ -121,10 +122,14 @@ def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, P
         if is_done(records, stage):
             continue
         say(f"{arm.name}: {stage.name}")
-        if stage.trains:
-            wait_for_former(stage, say)
         began = time.time()
-        code = run(stage, records / f"{stage.name}.log")
+        try:
+            if stage.trains:
+                wait_for_former(stage, say)
+            code = run(stage, records / f"{stage.name}.log")
+        except UserError as error:  # of a folder, or of SLURM: no reason to leave the other arms
+            say(f"{arm.name}: {error}")
+            code = EXIT_USER_ERROR
         if code in _STOPPED or code == EXIT_REQUEUE:
             raise Stopped(code)
         if code:

@@ -69,3 +69,10 @@ def test_other_arguments_are_another_stage(tmp_path):
     again = Commands()
     sweep(tmp_path, again)
     assert again.done == ["bx"]
+
+
+def test_a_folder_that_cannot_be_used_costs_its_arm_only(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a").write_text("a file, where the run's folder should be")
+    commands = Commands()
+    assert sweep(tmp_path, commands) == ["a", None] and commands.done == ["ay", "by", "cy"]

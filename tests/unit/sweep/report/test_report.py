@@ -93,6 +93,7 @@ def test_the_same_report_gives_the_same_page(report):
 
 def test_references_are_outside_of_the_verdict(report):
     assert [value.label for value in report.verdict.values] == ["R = 1", "R = 2"]
+    assert {len(row) for row in Tables(render(report)).values("table-languages")} == {3}, "tokens and two values"
     assert report.matched and all("layers" not in check.evidence for check in report.proofs[0].match.checks)
 
 
