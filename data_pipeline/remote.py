@@ -49,7 +49,7 @@ class _Attempts:
     began: float
     number: int = 0
     wrong_answers: int = 0
-    cause: str = ""
+    cause: str = ""  # why the last one failed that had its time
 
 
 class Remote:
@@ -111,7 +111,9 @@ class Remote:
             except concurrent.futures.CancelledError as error:
                 raise ReadInterruptedError(f"{place}: reading was interrupted") from error
             except _REQUEST_ERRORS as error:
-                attempts.cause = _describe(error, limit)
+                # An attempt that the time of the whole read cut short says nothing new about the remote.
+                if not (attempts.cause and limit < seconds and isinstance(error, TimeoutError)):
+                    attempts.cause = _describe(error, limit)
                 if (remedy := _lasting(error)) is not None:
                     raise DataError(f"{place} cannot be read ({attempts.cause}); {remedy}") from error
             else:

@@ -117,7 +117,7 @@ class Contamination:
         self._arrays = {
             "runs": runs, "run_words": run_words, "run_sets": run_sets, "heads": heads, "short_heads": short_heads,
         }  # fmt: skip
-        self._runs, self._run_words, self._run_sets = runs, run_words, run_sets
+        self._runs, self._run_sets = runs, run_sets
         present = np.unique(run_words).tolist()[::-1]
         # (words of a beginning, its hashes, the lengths of runs that begin so), longest runs first
         self._stages = [

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -121,7 +122,7 @@ def test_what_will_not_pass_is_not_tried_again(server, reading, code, said):
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [(faults.status(500), "HTTP status 500"), (faults.hanging, "no complete answer within"),
-     (faults.trickling, "no complete answer within"), (faults.reset, "Disconnected|reset|no complete answer"),
+     (faults.trickling, "no complete answer within"), (faults.reset, "Disconnected|reset"),
      (faults.truncated, "payload|Payload")],
     ids=["500", "hanging", "trickling", "reset", "truncated"],
 )  # fmt: skip
@@ -134,6 +135,15 @@ def test_what_does_not_pass_is_an_error_with_url_bytes_attempts_and_cause(server
     ):
         tokens_of(corpus)
     assert len(server.requests) > 1
+
+
+def test_an_attempt_that_had_no_time_left_does_not_hide_the_cause(server, reading):
+    """Connections are reset for a while; then an attempt gets the rest of the read's time, and no answer."""
+    remote = remote_module.Remote(server.url, with_(reading, read_timeout_seconds=1.5, attempt_timeout_seconds=60))
+    silent = time.monotonic() + 0.3
+    server.fault = lambda request: faults.reset if time.monotonic() < silent else faults.hanging
+    with pytest.raises(DataError, match="attempts in .*, the last one: .*(Disconnected|reset)"):
+        remote.read("corpus/manifest.json", 7, 100)
 
 
 def test_an_answer_that_is_always_short_is_an_error_after_a_few_attempts(server, reading):
