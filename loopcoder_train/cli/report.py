@@ -7,7 +7,7 @@ from loopcoder_train.cli.arguments import parse, quote
 from loopcoder_train.config.errors import require
 from loopcoder_train.config.sweep import CompareOptions
 
-PAGE_FILE, NUMBERS_FILE = "report.html", "report.json"
+PAGE_FILE = "report.html"
 
 
 def run(arguments: list[str]) -> int:

@@ -58,3 +58,15 @@ def destroy_process_group() -> None:
     """Leave the process group; nothing happens when there is none."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def reduced(
+    tensor: torch.Tensor,
+    device: torch.device,
+    operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
+    group: dist.ProcessGroup | None = None,
+) -> torch.Tensor:
+    """A tensor combined element-wise over the ranks of `group` (default: all), worked on `device`, back on its own."""
+    combined = tensor.to(device, copy=True)
+    dist.all_reduce(combined, op=operation, group=group)
+    return combined.to(tensor.device)

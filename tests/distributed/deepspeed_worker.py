@@ -4,14 +4,13 @@ torchrun --nproc-per-node 2 -m tests.distributed.deepspeed_worker --output resul
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 from torch import distributed
 
 from tests.distributed.deepspeed_cases import all_cases
+from tests.distributed.torchrun import timed, work_through
 
 
 def main() -> None:
@@ -29,14 +28,7 @@ def main() -> None:
     from tests.distributed.deepspeed_checks import check
 
     wanted = [c for c in all_cases() if c.world_size == distributed.get_world_size() and arguments.only in c.id]
-    results = {}
-    for case in wanted:
-        began = time.perf_counter()
-        results[case.id] = {"errors": check(case), "seconds": round(time.perf_counter() - began, 3)}
-        if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count
-            arguments.output.write_text(json.dumps(results, indent=1))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    work_through(wanted, timed(check), arguments.output)
 
 
 if __name__ == "__main__":

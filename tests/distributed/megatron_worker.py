@@ -4,14 +4,13 @@ torchrun --nproc-per-node 2 -m tests.distributed.megatron_worker --set ci --outp
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
 from torch import distributed
 
 from tests.distributed.megatron_cases import ci_cases, exhaustive_cases
+from tests.distributed.torchrun import timed, work_through
 
 
 def main() -> None:
@@ -27,14 +26,8 @@ def main() -> None:
 
     cases = {"ci": ci_cases, "exhaustive": exhaustive_cases}[arguments.set]()
     wanted = [c for c in cases if c.world_size == distributed.get_world_size() and arguments.only in c.id]
-    results = {}
-    for case in sorted(wanted, key=lambda case: (case.layout, case.other_layout)):  # new groups when the layout changes
-        began = time.perf_counter()
-        results[case.id] = {"errors": check(case), "seconds": round(time.perf_counter() - began, 3)}
-        if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count
-            arguments.output.write_text(json.dumps(results, indent=1))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    in_order = sorted(wanted, key=lambda case: (case.layout, case.other_layout))  # new groups when the layout changes
+    work_through(in_order, timed(check), arguments.output)
 
 
 if __name__ == "__main__":

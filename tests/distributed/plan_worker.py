@@ -5,7 +5,6 @@ torchrun --nproc-per-node 2 -m tests.distributed.plan_worker --output results.js
 
 import argparse
 import gc
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from loopcoder_train.planning.memory import pass_memory, rest_memory, update_mem
 from loopcoder_train.planning.rank import ranks_of
 from loopcoder_train.planning.traffic import step_traffic
 from tests.distributed.plan_cases import PlanCase, plan_cases, run_config
+from tests.distributed.torchrun import work_through
 
 
 def main() -> None:
@@ -31,16 +31,16 @@ def main() -> None:
     import loopcoder_train.engines.megatron  # noqa: F401 - heavy; from now on the garbage collector leaves it alone
 
     gc.freeze()
-    results = {}
     layouts = ("tensor", "pipeline", "context")  # process groups are rebuilt when one of them changes
-    for case in sorted(wanted, key=lambda case: [getattr(case, axis) for axis in layouts]):
-        gathered = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, counted_and_planned(case))
-        results[case.id] = gathered
-        if distributed.get_rank() == 0:  # after every case: when one fails, its predecessors still count
-            arguments.output.write_text(json.dumps(results, indent=1))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    in_order = sorted(wanted, key=lambda case: [getattr(case, axis) for axis in layouts])
+    work_through(in_order, on_every_rank, arguments.output)
+
+
+def on_every_rank(case: PlanCase) -> list[dict | None]:
+    """What each rank counted and planned."""
+    gathered: list[dict | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, counted_and_planned(case))
+    return gathered
 
 
 def counted_and_planned(case: PlanCase) -> dict[str, dict[str, float]]:

@@ -5,18 +5,12 @@ tensors = norm of the difference / norm of the reference, the worst tensor.
 """
 
 import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from tests.distributed.deepspeed_cases import ZeroCase, all_cases
+from tests.distributed.torchrun import results_of
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-6
 # fp32 sums in another order, three steps on; a beta, a decay or a clip that is off shows from 1e-4
 BOUNDS = {"weights_at_the_end": 1e-5, "moments": 1e-5, "refused": 0.0, "tokens": 0, "fingerprints": 0}
@@ -28,21 +22,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 @functools.cache
 def results(world_size: int) -> tuple[dict[str, dict], str]:
     """Errors of every case by its id, and the end of torchrun's output."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        command += ["-m", "tests.distributed.deepspeed_worker", "--output", str(output)]
-        run = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        found = json.loads(output.read_text()) if output.exists() else {}
-        return found, f"exit code {run.returncode}\n{run.stderr[-6000:]}"
+    return results_of("deepspeed_worker", world_size, timeout_seconds=500)
 
 
 def errors_of(case: ZeroCase) -> dict[str, float]:

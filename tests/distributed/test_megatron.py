@@ -5,18 +5,12 @@ Gradient error = max|difference| / max|reference| per tensor, the worst of all t
 """
 
 import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, ci_cases, exhaustive_cases
+from tests.distributed.torchrun import results_of
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 # The second moment squares the gradient, and the weights of steps 2 and 3 already differ by rounding; a clip or a beta
 # that is off shows from 1e-2.
@@ -30,21 +24,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 @functools.cache
 def results(which: str, world_size: int) -> tuple[dict[str, dict], str]:
     """Errors of every case by its id, and the end of torchrun's output."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        command += ["-m", "tests.distributed.megatron_worker", "--set", which, "--output", str(output)]
-        run = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS[which],
-            check=False,
-        )
-        found = json.loads(output.read_text()) if output.exists() else {}
-        return found, f"exit code {run.returncode}\n{run.stderr[-6000:]}"
+    return results_of("megatron_worker", world_size, "--set", which, timeout_seconds=_TIMEOUT_SECONDS[which])
 
 
 def errors_of(case: Case, which: str) -> dict[str, float]:

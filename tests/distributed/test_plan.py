@@ -4,18 +4,12 @@ One torchrun per number of processes works through all cases (plan_worker.py); e
 """
 
 import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
 from tests.distributed.plan_cases import PlanCase, plan_cases
+from tests.distributed.torchrun import results_of
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.1  # of what a rank holds beyond weights, gradients and optimizer state, and of the whole
 AT_REST_TOLERANCE = 0.01  # the distributed optimizer pads its buffers
 TRAFFIC_TOLERANCE = 0.005  # the same, and a few numbers for the gradient norm
@@ -27,21 +21,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 @functools.cache
 def results(world_size: int) -> tuple[dict[str, list], str]:
     """What every rank counted and planned, by the case's id, and the end of torchrun's output."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        command += ["-m", "tests.distributed.plan_worker", "--output", str(output)]
-        run = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-        found = json.loads(output.read_text()) if output.exists() else {}
-        return found, f"exit code {run.returncode}\n{run.stderr[-6000:]}"
+    return results_of("plan_worker", world_size, timeout_seconds=_TIMEOUT_SECONDS)
 
 
 def ranks_of(case: PlanCase) -> list[dict]:

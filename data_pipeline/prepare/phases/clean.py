@@ -6,12 +6,13 @@ The journey of a document: not dropped by `exact` or `near`? -> not contaminated
 """
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from data_pipeline import languages
 from data_pipeline.ledger import Ledger
 from data_pipeline.prepare import split
 from data_pipeline.prepare.dedup import IDENTICAL, SAME_BUT_FOR_DETAILS
@@ -27,18 +28,6 @@ _DROPPED = {
     near.SAME_BUT_FOR_DETAILS: ("duplicate", SAME_BUT_FOR_DETAILS),
     near.NEAR_DUPLICATE: ("near_duplicate", "shares most of its text with another document"),
 }
-
-
-@dataclass(kw_only=True, slots=True)
-class GroupPart:
-    """What one task has of a future source of the corpus: of one language, or of one collection of text."""
-
-    name: str
-    kind: str
-    language: str
-    documents: int = 0
-    num_bytes: int = 0
-    sampled_bytes: int = 0
 
 
 def run(job: Job, task: int) -> None:
@@ -60,11 +49,16 @@ def run(job: Job, task: int) -> None:
 
 @dataclass(slots=True)
 class _Members:
-    """Hash and size of every document of a group in this task, and its text's place."""
+    """What a task has of a future source of the corpus: of one language, or of one collection of text.
 
-    group: GroupPart
+    hashes, sizes: split hash and bytes of its documents.
+    """
+
+    kind: str
+    language: str
     hashes: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    sampled_bytes: int = 0
 
 
 class _Cleaner:
@@ -126,20 +120,14 @@ class _Cleaner:
 
     def _count(self, document: StoredDocument, num_bytes: int, samples: DocumentWriter) -> None:
         if document.group not in self.members:
-            language = _language_of_group(document)
-            self.members[document.group] = _Members(
-                GroupPart(name=document.group, kind=document.kind, language=language)
-            )
+            self.members[document.group] = _Members(document.kind, _language_of_group(document))
         members = self.members[document.group]
-        group = members.group
-        if group.kind != document.kind:
-            raise name_clash(group.name)
-        group.documents += 1
-        group.num_bytes += num_bytes
+        if members.kind != document.kind:
+            raise name_clash(document.group)
         members.hashes.append(document.split_hash)
         members.sizes.append(num_bytes)
-        if group.sampled_bytes * self.config.tasks < self.config.tokenizer_sample_bytes:
-            group.sampled_bytes += num_bytes
+        if members.sampled_bytes * self.config.tasks < self.config.tokenizer_sample_bytes:
+            members.sampled_bytes += num_bytes
             samples.add(document)
 
     def save(self) -> None:
@@ -147,15 +135,16 @@ class _Cleaner:
         self.meter.finish()
         groups: list[dict[str, Any]] = []
         lows = {}
-        for members in self.members.values():
-            low = split.lowest(
+        for name, members in self.members.items():
+            lows[name] = low = split.lowest(
                 np.array(members.hashes, dtype=np.uint64), np.array(members.sizes, dtype=np.int64),
                 self.config.heldout_fraction, self.config.min_heldout_documents,
             )  # fmt: skip
-            lows[members.group.name] = low
-            groups.append(
-                asdict(members.group) | {"hashes": low.hashes.tolist(), "sizes": low.sizes.tolist(), "bound": low.bound}
-            )
+            groups.append({
+                "name": name, "kind": members.kind, "language": members.language,
+                "documents": len(members.sizes), "num_bytes": sum(members.sizes),
+                "hashes": low.hashes.tolist(), "sizes": low.sizes.tolist(), "bound": low.bound,
+            })  # fmt: skip
         self.job.workspace.save_json("clean", self.task, groups)
         self._save_windows(lows)
 
@@ -178,4 +167,7 @@ class _Cleaner:
 def _language_of_group(document: StoredDocument) -> str:
     if document.repository:
         return "Repositories"
-    return document.language if document.kind == "code" else document.group
+    if document.kind == "text":
+        return document.group
+    # A language manifest may count TSX as TypeScript: the group is the one that it is counted as.
+    return languages.find_language(document.group) or document.language

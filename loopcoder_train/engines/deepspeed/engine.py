@@ -23,6 +23,7 @@ from loopcoder_train.model import IGNORE_INDEX, PLT
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised, token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard, fill
+from loopcoder_train.runtime.distributed import reduced
 
 
 class ZeroEngine:
@@ -115,17 +116,11 @@ class ZeroEngine:
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks; back on the caller's device."""
-        if self.data_parallel_size == 1:
-            return tensor
-        total = tensor.to(self.device, copy=True)
-        distributed.all_reduce(total)
-        return total.to(tensor.device)
+        return tensor if self.data_parallel_size == 1 else reduced(tensor, self.device)
 
     def max_over_ranks(self, tensor: Tensor) -> Tensor:
         """Element-wise maximum over all ranks; back on the caller's device."""
-        most = tensor.to(self.device, copy=True)
-        distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
-        return most.to(tensor.device)
+        return reduced(tensor, self.device, distributed.ReduceOp.MAX)
 
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         """Weights and Adam moments under layout-free names; loading needs no communication afterwards."""

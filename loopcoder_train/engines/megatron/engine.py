@@ -27,6 +27,7 @@ from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import count_supervised
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard, fill
+from loopcoder_train.runtime.distributed import reduced
 
 
 class MegatronEngine:
@@ -144,17 +145,11 @@ class MegatronEngine:
 
     def sum_over_data_parallel(self, tensor: Tensor) -> Tensor:
         """Sum over the data-parallel ranks; back on the caller's device."""
-        if self.data_parallel_size == 1:
-            return tensor
-        total = tensor.to(self.device, copy=True)
-        distributed.all_reduce(total, group=self.mesh.data)
-        return total.to(tensor.device)
+        return tensor if self.data_parallel_size == 1 else reduced(tensor, self.device, group=self.mesh.data)
 
     def max_over_ranks(self, tensor: Tensor) -> Tensor:
         """Element-wise maximum over all ranks; back on the caller's device."""
-        most = tensor.to(self.device, copy=True)
-        distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
-        return most.to(tensor.device)
+        return reduced(tensor, self.device, distributed.ReduceOp.MAX)
 
     def state_shards(self, *, loading: bool) -> list[TensorShard]:
         """Weights and Adam moments under layout-free names; loading needs no communication afterwards."""
@@ -166,9 +161,7 @@ class MegatronEngine:
 
     def state_scalars(self) -> dict[str, int | float]:
         """`{"optimizer_step": n}`, the same on every rank."""
-        steps = torch.tensor(self._state.step, device=self.device)
-        distributed.all_reduce(steps, op=distributed.ReduceOp.MAX)
-        return {"optimizer_step": int(steps)}
+        return {"optimizer_step": int(self.max_over_ranks(torch.tensor(self._state.step)))}
 
     def load_state_scalars(self, scalars: dict[str, int | float]) -> None:
         """Restore the step that Adam's bias correction counts."""

@@ -142,7 +142,7 @@ def test_an_attempt_that_had_no_time_left_does_not_hide_the_cause(server, readin
     remote = remote_module.Remote(server.url, with_(reading, read_timeout_seconds=1.5, attempt_timeout_seconds=60))
     silent = time.monotonic() + 0.3
     server.fault = lambda request: faults.reset if time.monotonic() < silent else faults.hanging
-    with pytest.raises(DataError, match="attempts in .*, the last one: .*(Disconnected|reset)"):
+    with pytest.raises(DataError, match=r"attempts in .*, the last one: .*(Disconnected|reset)"):
         remote.read("corpus/manifest.json", 7, 100)
 
 

@@ -140,6 +140,31 @@ def test_every_dropped_or_changed_document_has_a_stage_a_reason_and_an_id(raw, t
     assert "jane.doe" not in texts and "<EMAIL>" in texts and solution not in texts
 
 
+def test_a_dialect_goes_to_the_language_that_it_is_counted_as(raw, tmp_path):
+    """Whichever is read first: the source is that of the language, and has its fill-in-the-middle and variants."""
+    code, generator = tmp_path / "code", random.Random(6)
+    code.mkdir()
+    for number in range(12):
+        ending = "ts" if number == 7 else "tsx"
+        (code / f"{number}.{ending}").write_text(f"// {sentence(generator, 30)}\n")
+    manifest = tmp_path / "mine.yaml"
+    manifest.write_text(
+        "name: mine\nshares: {TypeScript: 60}\nothers_share: 40\nothers: [C]\ncounted_as: {TSX: TypeScript}\n"
+    )
+    options = {
+        "language_manifest": str(manifest),
+        "min_source_bytes": 0,
+        "heldout_fraction": 0.0,
+        "min_heldout_documents": 0,
+    }
+    fim = FimConfig(rate=1.0, languages=["TypeScript"])
+    config = config_of(raw, tmp_path / "corpus", fim=fim, variants=2, **options)
+    config.sources[0].path = str(code)
+    source = build_corpus(config, lambda line: None).sources[-1]
+    assert (source.name, source.language, source.train.documents) == ("typescript", "TypeScript", 12)
+    assert [split.documents for split in source.variants] == [12]
+
+
 def git(folder, *arguments):
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
