@@ -21,6 +21,7 @@ from loopcoder_train.config.compare import differences, refuse_changes, result_o
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.engines.engine import Engine
 from loopcoder_train.evaluation.heldout import EvaluationInterrupted
+from loopcoder_train.model.names import parameter_shapes
 from loopcoder_train.run_data import RunData, open_run_data
 from loopcoder_train.runtime import distributed
 from loopcoder_train.runtime.determinism import seed_everything, use_deterministic_algorithms
@@ -40,6 +41,7 @@ from loopcoder_train.training.bad_steps import BadStepHook
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
 from loopcoder_train.training.consumption import ConsumptionHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.first_weights import record_initial_values
 from loopcoder_train.training.guard_hooks import corruption_hooks, slow_rank_hooks
 from loopcoder_train.training.init_from import init_weights
 from loopcoder_train.training.log_hook import LogHook
@@ -96,6 +98,8 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         enter("opening the records", part="records")
         accounts = accounts_of_attempt(config, process, state, clock)
         metrics = stack.enter_context(open_metrics(config, process, snapshot))
+        if not snapshot and not origin:
+            record_initial_values(engine, parameter_shapes(config.model), metrics)
         if origin:
             said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
             metrics.event("weights_from", 0, "; ".join(origin.notes), **said)

@@ -5,6 +5,9 @@
 Integer arithmetic, so the order of the sum does not matter and every device gives the same number. One changed word
 always changes it (an odd multiplier loses no bit); what several changes hide from it happens once in 2^60 or so. It
 protects against broken machines, not against people.
+
+Replicas hold tensors of one shape, so positions inside them will do. Where layouts cut tensors differently, positions
+are those of the whole tensor (:func:`box_fingerprint`), and the parts' numbers add up to the whole's.
 """
 
 import functools
@@ -12,6 +15,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from loopcoder_train.model.state import TensorShard
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per element -> integers of that size
 _CHUNK = 1 << 20  # words at a time: the temporary copies have 8 bytes for each
@@ -37,8 +42,36 @@ def combined(fingerprints: Iterable[Tensor]) -> Tensor:
 @functools.cache
 def _multipliers(device: torch.device) -> Tensor:
     """Odd int64 [_CHUNK] without a pattern: neighbours that trade places must not cancel out."""
-    numbers = torch.arange(_CHUNK, dtype=torch.int64)
-    numbers = (numbers + 1) * -0x61C8864680B583EB  # the golden ratio's 64 bits
+    return _multipliers_of(torch.arange(_CHUNK, dtype=torch.int64)).to(device)
+
+
+def _multipliers_of(positions: Tensor) -> Tensor:
+    numbers = (positions + 1) * -0x61C8864680B583EB  # the golden ratio's 64 bits
     numbers = (numbers ^ (numbers >> 29)) * -0x40A7B892E31B1A47
-    numbers = (numbers ^ (numbers >> 32)) | 1
-    return numbers.to(device)
+    return (numbers ^ (numbers >> 32)) | 1
+
+
+@torch.no_grad()
+def box_fingerprint(shard: TensorShard) -> Tensor:
+    """This box's part of its whole tensor's fingerprint: int64 [], on the box's device.
+
+    The sum over boxes that cover a tensor once is the same for every way of cutting it.
+    """
+    result = torch.zeros((), dtype=torch.int64, device=shard.data.device)
+    if shard.data.numel() == 0:
+        return result
+    rows = max(1, _CHUNK * len(shard.data) // shard.data.numel())
+    for first in range(0, len(shard.data), rows):
+        part = shard.data[first : first + rows]
+        words = part.contiguous().view(_WORDS[part.element_size()])
+        positions = _positions(part.shape, (shard.offsets[0] + first, *shard.offsets[1:]), shard.global_shape)
+        result += (words.long() * _multipliers_of(positions.to(part.device))).sum()
+    return result
+
+
+def _positions(shape: tuple[int, ...], offsets: tuple[int, ...], global_shape: tuple[int, ...]) -> Tensor:
+    """Index in the flattened whole tensor of every element of a box: int64 of the box's shape."""
+    positions = torch.zeros((), dtype=torch.int64)
+    for length, offset, size in zip(shape, offsets, global_shape, strict=True):
+        positions = positions[..., None] * size + torch.arange(offset, offset + length)
+    return positions

@@ -1,7 +1,7 @@
 """What a run has recorded about itself, as far as it must match another run: from its folder alone.
 
-run.yaml -> options, initial values; checkpoints -> data position, consumption, ledger; metrics.jsonl -> learning rates
-and supervised tokens by trained tokens; the corpus -> an audit of these; plan.json -> the conversations;
+run.yaml -> options; checkpoints -> data position, what was read, ledger; metrics.jsonl -> initial values, learning
+rates and supervised tokens by trained tokens; the corpus -> an audit of these; plan.json -> the conversations;
 evaluation_documents.json -> what was held out.
 """
 
@@ -16,13 +16,11 @@ from loopcoder_train.checkpoint import checkpoints_of
 from loopcoder_train.config import RunConfig, UserError
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config, to_dict
 from loopcoder_train.config.keys import flatten
-from loopcoder_train.engines.fingerprint import fingerprint
 from loopcoder_train.evaluation.command import EVALUATION_FILE, documents_path
 from loopcoder_train.finetune.plan import PLAN_FOLDER, Plan
 from loopcoder_train.model.counts import AttentionPairs, training_flops
-from loopcoder_train.model.init import initial_value
-from loopcoder_train.model.names import parameter_shapes
 from loopcoder_train.training.audit import audit_run
+from loopcoder_train.training.first_weights import INITIAL_VALUES
 from loopcoder_train.training.metrics import METRICS_FILE, all_records, read_metrics
 from loopcoder_train.training.resume import RunSnapshot
 from loopcoder_train.training.token_stream import open_stream
@@ -38,8 +36,8 @@ class RunFacts:
     config: RunConfig
     snapshots: dict[int, RunSnapshot]
     step: int
-    initial: dict[str, int]  # parameter -> fingerprint of its first value; empty where another run's weights were it
-    first_weights: str  # in words, where these come from
+    initial: dict[str, int]  # parameter -> recorded fingerprint of its first value; empty where there is no record
+    first_weights: str | None  # in words, where these come from; None: nothing tells
     steps: dict[int, tuple[float, int]]  # trained tokens -> (learning rate, supervised tokens) as recorded
     audit: list[str]  # what the records and the stream disagree about
     plan_hash: str | None = None
@@ -71,14 +69,14 @@ def read_facts(run_dir: Path) -> RunFacts:
     snapshots = {saved.step: RunSnapshot.from_json(saved.state) for saved in checkpoints_of(run_dir)}
     if not snapshots:
         raise UserError(f"{run_dir}: has no checkpoint yet; train it first")
-    origin = _origin(run_dir)
+    initial, first_weights = _first_weights(run_dir)
     return RunFacts(
         run_dir=run_dir,
         config=config,
         snapshots=snapshots,
         step=max(snapshots),
-        initial=_initial(config) if origin is None else {},
-        first_weights="from the seed" if origin is None else origin,
+        initial=initial,
+        first_weights=first_weights,
         steps=_steps(run_dir),
         audit=_audit(run_dir, config, snapshots),
         plan_hash=Plan.open(run_dir).plan_hash if (run_dir / PLAN_FOLDER).is_dir() else None,
@@ -87,19 +85,15 @@ def read_facts(run_dir: Path) -> RunFacts:
     )
 
 
-def _origin(run_dir: Path) -> str | None:
-    """The checkpoint that the weights came from, by the run's own record; None when they came from the seed."""
+def _first_weights(run_dir: Path) -> tuple[dict[str, int], str | None]:
+    """What the run recorded of the weights that it began with: fingerprints, and in words where they came from."""
     events = read_metrics(run_dir / METRICS_FILE, ["event"])
-    found = [event for event in events if event["event"] == WEIGHTS_FROM]
-    return f"{found[-1]['checkpoint']}" if found else None
-
-
-def _initial(config: RunConfig) -> dict[str, int]:
-    """Every parameter is made, one at a time, and forgotten."""
-    return {
-        name: int(fingerprint(initial_value(name, shape, config.model, config.seed)))
-        for name, shape in parameter_shapes(config.model).items()
-    }
+    first = [event for event in events if event["event"] in (INITIAL_VALUES, WEIGHTS_FROM)]
+    if not first:
+        return {}, None
+    if first[-1]["event"] == WEIGHTS_FROM:
+        return {}, f"{first[-1]['checkpoint']}"
+    return first[-1]["fingerprints"], "from the seed"
 
 
 def _steps(run_dir: Path) -> dict[int, tuple[float, int]]:

@@ -97,11 +97,11 @@ _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
     "initial values": lambda facts: (
         f"{len(facts.initial)} tensors, {_digest(sorted(facts.initial.items()))}"
         if facts.initial
-        else facts.first_weights
+        else str(facts.first_weights)
     ),
     "corpus": lambda facts: str(facts.newest.stream.get("manifest_hash", "(conversations)"))[:12],
     "tokenizer": lambda facts: str(facts.newest.stream["tokenizer_hash"])[:12],
-    "token stream": lambda facts: f"{_digest(_stream_of(facts, facts.step))} at step {facts.step:,}, audited",
+    "token stream": lambda facts: f"{facts.newest.training.data_digest[:12]} at step {facts.step:,}, audited",
     "schedule": lambda facts: f"{len(facts.steps):,} learning rates by trained tokens",
     "skipped batches": lambda facts: f"{len(facts.newest.history['ledger'])}",
     "held-out documents": lambda facts: (facts.heldout or "not evaluated")[:12],
@@ -152,6 +152,8 @@ def _free(runs: Runs, allowed: set[str | None]) -> list[str]:
 
 
 def _initial(first: RunFacts, facts: RunFacts) -> list[str]:
+    if facts.first_weights is None:
+        return ["has no record of the weights that it began with"]
     if first.first_weights != facts.first_weights:
         return [f"first weights {facts.first_weights}, not {first.first_weights}"]
     names = list(dict.fromkeys([*first.initial, *facts.initial]))
@@ -165,9 +167,10 @@ def _initial(first: RunFacts, facts: RunFacts) -> list[str]:
 
 
 def _stream_of(facts: RunFacts, step: int) -> dict[str, Any]:
-    """All that decides which tokens were read up to a checkpoint, and the count by source of those that were."""
+    """All that decides which tokens were read up to a checkpoint, and count and hash of those that were."""
     saved = facts.snapshots[step]
-    return {**saved.stream, "source_tokens": saved.training.source_tokens}
+    read = {"source_tokens": saved.training.source_tokens, "data_digest": saved.training.data_digest}
+    return {**saved.stream, **read}
 
 
 def _stream_keys(first: RunFacts, facts: RunFacts, keys: Sequence[str]) -> list[str]:
@@ -177,6 +180,8 @@ def _stream_keys(first: RunFacts, facts: RunFacts, keys: Sequence[str]) -> list[
 
 def _stream(first: RunFacts, facts: RunFacts) -> list[str]:
     found = [f"the audit says: {line}" for line in facts.audit]
+    if not facts.newest.training.data_digest:
+        found.append("has no record of the tokens that it read")
     common = sorted(first.snapshots.keys() & facts.snapshots.keys())
     if not common:
         found.append("no checkpoints of the same step are left to compare")

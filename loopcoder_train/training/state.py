@@ -18,6 +18,7 @@ class TrainingState:
     source_tokens: dict[str, int] = field(default_factory=dict)  # `tokens` by source, as read (training/consumption.py)
     causal_pairs: int = 0  # (query, key) pairs of causal attention in `tokens`, of one head and visit (model/counts.py)
     window_pairs: int = 0  # of sliding-window attention; with `tokens` they give the model FLOPs so far
+    data_digest: str = ""  # hexadecimal, of every row in `tokens`, in order of batches (training/consumption.py)
     discarded_batches: int = 0  # read, and no part of these weights: bad steps, and steps that were undone
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources

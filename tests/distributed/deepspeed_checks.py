@@ -30,7 +30,14 @@ from loopcoder_train.model.state import FIRST_MOMENT_PREFIX, MODEL_PREFIX, Tenso
 from tests.distributed.deepspeed_cases import ZeroCase, without_mutation
 from tests.distributed.deepspeed_mutations import mistake
 from tests.distributed.megatron_cases import Case
-from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize
+from tests.distributed.megatron_setting import (
+    cut,
+    load,
+    micro_batches,
+    random_weight,
+    randomize,
+    weight_fingerprint_faults,
+)
 from tests.distributed.megatron_setting import run_config as megatron_config
 
 _CPU = torch.device("cpu")
@@ -138,6 +145,7 @@ def parity(case: ZeroCase) -> dict[str, float]:
     """Three AdamW steps, two of them after a refused one, against the plain engine; then evaluation and telemetry."""
     plain, errors = plain_engine(case), {}
     with zero_engine(case) as engine:
+        errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
         for step, rate in enumerate(_RATES):
             if step < 2:
                 _worsen(errors, refused=_trace_of_a_refused_step(engine, case))

@@ -20,7 +20,15 @@ from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
 from tests.distributed.kept_memory import KeptMemory
 from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, without_mutation
 from tests.distributed.megatron_mutations import mistake
-from tests.distributed.megatron_setting import cut, load, micro_batches, random_weight, randomize, run_config
+from tests.distributed.megatron_setting import (
+    cut,
+    load,
+    micro_batches,
+    random_weight,
+    randomize,
+    run_config,
+    weight_fingerprint_faults,
+)
 from tests.distributed.pipeline_schedule import idle_share, live_pairs, peak_live_pairs
 
 setup.GRAD_BUCKET_SIZE = 3000  # several buckets even for a tiny model, so that overlapped reductions are several
@@ -82,6 +90,7 @@ def training(case: Case) -> dict[str, float]:
     """
     engine, plain = _engine(case), _plain_engine(case)
     errors = _evaluation_errors(engine, plain, case)
+    errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
     for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
         if step < 2:
             errors["refused"] = max(errors.get("refused", 0.0), _trace_of_a_refused_step(engine, case))

@@ -15,9 +15,13 @@ from loopcoder_train.config import (
     RunConfig,
     TrainingConfig,
 )
-from loopcoder_train.engines.engine import MicroBatch
+from loopcoder_train.engines.engine import Engine, MicroBatch
+from loopcoder_train.engines.fingerprint import box_fingerprint
+from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.model import IGNORE_INDEX
+from loopcoder_train.model.names import parameter_shapes
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
+from loopcoder_train.training.first_weights import weight_fingerprints
 from tests.distributed.megatron_cases import PRESETS, Case, layout_of
 
 SEQUENCE_LENGTH, ROWS, VOCAB = 48, 2, 64
@@ -115,3 +119,15 @@ def randomize(engine) -> None:
     """Give an engine's weights their random values."""
     shards = [shard for shard in engine.state_shards(loading=True) if shard.name.startswith(MODEL_PREFIX)]
     load(shards, {shard.name: random_weight(shard.name, shard.global_shape) for shard in shards})
+
+
+def weight_fingerprint_faults(engine: Engine, plain: PlainEngine) -> int:
+    """Parameters whose fingerprint, read from all ranks of `engine`, is not that of the plain engine's tensor."""
+    found = weight_fingerprints(engine, parameter_shapes(plain.config.model))
+    expected = {
+        shard.name.removeprefix(MODEL_PREFIX): int(box_fingerprint(shard))
+        for shard in plain.state_shards(loading=False)
+        if shard.name.startswith(MODEL_PREFIX)
+    }
+    assert found.keys() == expected.keys()
+    return sum(found[name] != expected[name] for name in expected)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopcoder_train.engines import fingerprint as module
-from loopcoder_train.engines.fingerprint import combined, fingerprint
+from loopcoder_train.engines.fingerprint import box_fingerprint, combined, fingerprint
+from loopcoder_train.model.state import TensorShard, flat_range_boxes, whole
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.uint8]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -63,3 +64,40 @@ def test_views_and_shapes_do_not_matter_and_empty_tensors_are_fine():
 def test_several_tensors_have_their_order():
     a, b = fingerprint(torch.ones(3)), fingerprint(torch.zeros(3) + 2)
     assert int(combined([a, b])) != int(combined([b, a]))
+
+
+def in_boxes(tensor: torch.Tensor, cuts: list[int]) -> int:
+    """The sum over the boxes of a tensor that is cut at these flat positions."""
+    total = torch.zeros((), dtype=torch.int64)
+    for start, stop in zip([0, *cuts], [*cuts, tensor.numel()], strict=True):
+        for offsets, lengths, _, _ in flat_range_boxes(tuple(tensor.shape), start, stop):
+            index = tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
+            total += box_fingerprint(TensorShard("t", tuple(tensor.shape), offsets, tensor[index]))
+    return int(total)
+
+
+@given(st.lists(st.integers(0, 5 * 7 * 3), max_size=6).map(sorted), st.sampled_from([(105,), (15, 7), (5, 7, 3)]))
+@settings(max_examples=100, deadline=None)
+def test_boxes_add_up_to_the_whole_however_it_is_cut(cuts, shape):
+    tensor = torch.randn(105, generator=torch.Generator().manual_seed(1)).reshape(shape)
+    assert in_boxes(tensor, cuts) == int(box_fingerprint(whole("t", tensor))) != 0
+
+
+def test_columns_add_up_too_and_pieces_change_nothing(monkeypatch):
+    tensor = torch.randn(6, 8)
+    full = int(box_fingerprint(whole("t", tensor)))
+    left, right = (TensorShard("t", (6, 8), (0, begin), tensor[:, begin : begin + 4]) for begin in (0, 4))
+    assert int(box_fingerprint(left) + box_fingerprint(right)) == full
+    monkeypatch.setattr(module, "_CHUNK", 16)
+    assert int(box_fingerprint(whole("t", tensor))) == full
+    moved = TensorShard("t", (6, 8), (0, 0), tensor[:, 4:])
+    assert int(box_fingerprint(moved)) != int(box_fingerprint(right)), "a box has its place"
+
+
+def test_of_boxes_too_every_change_shows():
+    tensor = torch.arange(48.0).reshape(6, 8)
+    before = int(box_fingerprint(whole("t", tensor)))
+    swapped, flipped = tensor.clone(), tensor.clone()
+    swapped[[0, 5]] = tensor[[5, 0]]
+    flipped[3, 3] = -flipped[3, 3]
+    assert len({before, int(box_fingerprint(whole("t", swapped))), int(box_fingerprint(whole("t", flipped)))}) == 3

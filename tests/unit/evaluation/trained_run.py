@@ -21,8 +21,11 @@ from loopcoder_train.config import (
 from loopcoder_train.config.io import write_run_config
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
+from loopcoder_train.model.names import parameter_shapes
 from loopcoder_train.training.checkpoint_hook import CheckpointHook
+from loopcoder_train.training.consumption import ConsumptionHook
 from loopcoder_train.training.evaluate_hook import EvaluateHook
+from loopcoder_train.training.first_weights import record_initial_values
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter
@@ -55,7 +58,8 @@ def train(root: Path, **model) -> Path:
     stream = one_segment(TokenStream(corpus, mixture, S, 0, shuffle_block_tokens=16), BATCH)
     engine = PlainEngine(config, CPU)
     hooks = [
-        LogHook(config.model, CPU, every_steps=1),
+        ConsumptionHook(stream.names_of, config.model.window_left),
+        LogHook(config.model, CPU, every_steps=1, kinds=stream.kinds),
         EvaluateHook(lambda: evaluate_heldout(engine, corpus, S, 3, 4).metrics(), every_steps=3),
         CheckpointHook(
             CheckpointConfig(every_steps=3),
@@ -76,5 +80,6 @@ def train(root: Path, **model) -> Path:
             batch_tokens=stream.batch_tokens,
             metrics=metrics,
         )
+        record_initial_values(engine, parameter_shapes(config.model), metrics)
         fit(run, hooks)
     return run_dir

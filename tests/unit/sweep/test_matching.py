@@ -8,7 +8,11 @@ import pytest
 from loopcoder_train.config import DataConfig, FinetuneConfig
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
-from loopcoder_train.sweep.facts import RunFacts, _initial, read_facts
+from loopcoder_train.engines.fingerprint import box_fingerprint
+from loopcoder_train.model.init import initial_value
+from loopcoder_train.model.names import parameter_shapes
+from loopcoder_train.model.state import whole
+from loopcoder_train.sweep.facts import RunFacts, read_facts
 from loopcoder_train.sweep.matching import Status, match_runs
 from tests.unit.evaluation.trained_run import train
 
@@ -26,8 +30,7 @@ def looped(tmp_path_factory) -> RunFacts:
 
 
 def _facts(run_dir: Path) -> RunFacts:
-    """`train` counts no sources, so an audit has nothing to compare; the integration test audits a real run."""
-    return dataclasses.replace(read_facts(run_dir), audit=[], heldout="the same")
+    return dataclasses.replace(read_facts(run_dir), heldout="the same")
 
 
 def with_options(facts: RunFacts, **changes) -> RunFacts:
@@ -75,9 +78,19 @@ def test_another_option_is_named(plain, looped, option, value):
     assert said.startswith("options: run 2 against run 1: ") and option in said and str(value) in said
 
 
+def initial_of(facts: RunFacts, seed: int) -> dict[str, int]:
+    return {
+        name: int(box_fingerprint(whole(name, initial_value(name, shape, facts.config.model, seed))))
+        for name, shape in parameter_shapes(facts.config.model).items()
+    }
+
+
+def test_what_a_run_recorded_is_what_its_seed_gives(plain, looped):
+    assert plain.initial == initial_of(plain, seed=0) and looped.initial == initial_of(looped, seed=0)
+
+
 def test_another_seed_gives_other_first_values(plain, tmp_path):
-    config = dataclasses.replace(plain.config, seed=1)
-    other = dataclasses.replace(plain, initial=_initial(config))
+    other = dataclasses.replace(plain, initial=initial_of(plain, seed=1))
     said = refused(plain, other)
     assert said.startswith("initial values:") and "model.embed_tokens.weight" in said
     norms = [name for name in plain.initial if name.endswith("norm.weight")]
@@ -88,6 +101,8 @@ def test_one_changed_tensor_and_other_first_weights_are_named(plain, looped):
     name = "model.layers.1.mlp.up_proj.weight"
     assert name in refused(plain, dataclasses.replace(looped, initial=looped.initial | {name: 1}))
     assert "elsewhere" in refused(plain, dataclasses.replace(looped, first_weights="elsewhere"))
+    forgotten = dataclasses.replace(plain, initial={}, first_weights=None)
+    assert "has no record of the weights" in refused(forgotten, forgotten), "two unknowns are not equal"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +129,12 @@ def test_other_consumption_and_an_audit_that_disagrees_are_named(plain, looped):
         snapshots[6].training.source_tokens = {"a": 1}
 
     assert "source_tokens" in refused(plain, with_snapshot(looped, change))
+    digests = {saved.training.data_digest for saved in plain.snapshots.values()}
+    assert len(digests) == len(plain.snapshots) and "" not in digests
+    read_others = with_snapshot(looped, lambda snapshots: setattr(snapshots[6].training, "data_digest", "ab" * 16))
+    assert "step 6: data_digest is abab" in refused(plain, read_others)
+    unread = with_snapshot(plain, lambda snapshots: setattr(snapshots[6].training, "data_digest", ""))
+    assert "no record of the tokens" in refused(unread, unread)
     assert "the audit says: lost" in refused(plain, dataclasses.replace(looped, audit=["lost"]))
     assert refused(dataclasses.replace(plain, audit=["lost"])).startswith("token stream: run 1: "), "the first too"
 

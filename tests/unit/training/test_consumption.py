@@ -4,11 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from loopcoder_train.config import GuardsConfig, OnBadStep
 from loopcoder_train.model.counts import attention_pairs
 from loopcoder_train.training.bad_steps import BadStepHook, TrainingDivergedError
-from loopcoder_train.training.consumption import ConsumptionHook, side_tokens
+from loopcoder_train.training.consumption import ConsumptionHook, side_tokens, sum_of_row_hashes
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.resume import RunSnapshot
 from loopcoder_train.training.state import TrainingState
@@ -124,3 +125,54 @@ def test_sides():
     counts = {"prose": 5, "python": 7, "rust": 1}
     kinds = {"prose": "text", "python": "code", "rust": "code", "unused": "text"}
     assert side_tokens(counts, kinds) == {"text_tokens": 5, "code_tokens": 8}
+
+
+def digest_of(tmp_path, batches: list[list[NumpyBatch]]) -> str:
+    run = run_of(tmp_path, FakeEngine(), len(batches))
+    run.data = iter(batches)
+    return fit(run, [ConsumptionHook(lambda batch: NAMES[segment(batch)], window_left=3)]).data_digest
+
+
+def test_the_digest_tells_batches_apart_and_not_how_they_are_cut(tmp_path):
+    batches = [micro_batches(batch) for batch in range(4)]
+    digest = digest_of(tmp_path, batches)
+    together = [
+        NumpyBatch(*(np.concatenate([getattr(a, name), getattr(b, name)]) for name in NumpyBatch.__annotations__))
+        for a, b in batches
+    ]
+    assert digest_of(tmp_path, [[batch] for batch in together]) == digest
+    assert digest_of(tmp_path, [parts[::-1] for parts in batches]) == digest
+    assert digest_of(tmp_path, [batches[1], batches[0], *batches[2:]]) != digest, "the order of batches counts"
+    assert digest_of(tmp_path, batches[:3]) != digest
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels", "document_ids"])
+def test_one_changed_number_changes_the_digest(name):
+    ids = np.arange(24).reshape(2, 12)
+    changed = {key: ids.copy() for key in ("input_ids", "labels")} | {"document_ids": np.zeros_like(ids)}
+    whole = sum_of_row_hashes(NumpyBatch(**changed, source_ids=np.zeros(2)))
+    changed[name][1, 5:] += 1  # of documents: another begins there
+    assert sum_of_row_hashes(NumpyBatch(**changed, source_ids=np.zeros(2))) != whole
+    trades_places = {key: value[::-1] for key, value in changed.items()}
+    assert sum_of_row_hashes(NumpyBatch(**trades_places, source_ids=np.zeros(2))) != whole
+
+
+def test_ranks_add_up_to_one_digest(tmp_path):
+    """Each of two ranks holds half of the batch, and the sum over ranks is that of one rank with all of it."""
+
+    class OneOfTwo(FakeEngine):
+        def sum_over_data_parallel(self, tensor):
+            return tensor + self.others.pop(0)
+
+    engine = OneOfTwo()
+    halves = [micro_batches(batch) for batch in range(3)]
+    engine.others = []
+    for _, other in halves:
+        pairs, rows = attention_pairs(other.document_ids, 3), np.bincount(other.source_ids, minlength=2) * 8
+        values = [*rows, pairs.causal, pairs.window, int(sum_of_row_hashes(other))]
+        engine.others.append(torch.tensor(values, dtype=torch.int64))
+    run = run_of(tmp_path, engine, 3)
+    run.data = iter([[own] for own, _ in halves])
+    state = fit(run, [ConsumptionHook(lambda batch: NAMES[segment(batch)], window_left=3)])
+    assert state.data_digest == digest_of(tmp_path, halves)
+    assert state.source_tokens == expected([0, 1, 2])
