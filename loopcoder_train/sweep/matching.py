@@ -76,32 +76,36 @@ def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Ma
     checks = [
         _check("finished", runs, _finished, axis, ()),
         _check("options", runs, lambda first, other: _options(first, other, allowed), axis, ()),
-        _check("corpus", runs, lambda a, b: _stream_keys(a, b, ("manifest_hash",)), axis, ("data",)),
         _check("tokenizer", runs, lambda a, b: _stream_keys(a, b, ("tokenizer_hash",)), axis, ("data",)),
         _check("schedule", runs, _schedule, axis, _SCHEDULE),
         _check("skipped batches", runs, _ledgers, axis, ("guards",)),
         _check("held-out documents", runs, _heldout, axis, ("data",)),
     ]
     if not other_seeds:
-        checks.insert(4, _check("token stream", runs, _stream, axis, _STREAM))
-        if not tuned:
-            checks.insert(2, _check("initial values", runs, _initial, axis, _INITIAL))
+        checks.insert(3, _check("token stream", runs, _stream, axis, _STREAM))
     if tuned:
         checks.insert(2, _check("conversations", runs, _plans, axis, ("data.sequence_length",)))
+    else:
+        checks.insert(2, _check("corpus", runs, lambda a, b: _stream_keys(a, b, ("manifest_hash",)), axis, ("data",)))
+        if not other_seeds:
+            checks.insert(2, _check("initial values", runs, _initial, axis, _INITIAL))
     return Match(axis, tuple(checks), tuple(_free(runs, allowed)))
 
 
 _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
     "finished": lambda facts: f"step {facts.step:,}, {facts.newest.training.tokens:,} tokens",
-    "options": lambda facts: f"{sum(map(changes_result, facts.options))} that change the result",
+    "options": lambda facts: f"{sum(map(changes_result, facts.options))} that change the result, compared one by one",
     "initial values": lambda facts: (
         f"{len(facts.initial)} tensors, {_digest(sorted(facts.initial.items()))}"
         if facts.initial
         else str(facts.first_weights)
     ),
-    "corpus": lambda facts: str(facts.newest.stream.get("manifest_hash", "(conversations)"))[:12],
+    "corpus": lambda facts: str(facts.newest.stream["manifest_hash"])[:12],
     "tokenizer": lambda facts: str(facts.newest.stream["tokenizer_hash"])[:12],
-    "token stream": lambda facts: f"{facts.newest.training.data_digest[:12]} at step {facts.step:,}, audited",
+    "token stream": lambda facts: (
+        f"{facts.newest.training.data_digest[:12]} at step {facts.step:,}"
+        + ("" if facts.config.finetune else ", audited")
+    ),
     "schedule": lambda facts: f"{len(facts.steps):,} learning rates by trained tokens",
     "skipped batches": lambda facts: f"{len(facts.newest.history['ledger'])}",
     "held-out documents": lambda facts: (facts.heldout or "not evaluated")[:12],
