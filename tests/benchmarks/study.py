@@ -182,8 +182,8 @@ def caveats(report: Json) -> list[str]:
     )
     return [
         f"- {arm['parameters'] / 1e6:.1f} M parameters on {arm['tokens'] / 1e6:.1f} M tokens, {per_parameter:.1f} "
-        "tokens per parameter; the paper's 7.6 B saw 18 T, about 2,400. This ranks loops for this size and budget, and says "
-        "nothing about the paper's.",
+        "tokens per parameter; the paper's 7.6 B saw 18 T, about 2,400. This ranks loops for this size and budget, "
+        "and says nothing about the paper's.",
         f"- {over}",
         "- Matched in tokens, not in FLOPs: an arm of R loops pays more (column training FLOPs).",
         "- The corpus is a Python environment's files (docs/data.md); there is no benchmark of code generation here.",
