@@ -1,5 +1,6 @@
 """What the page says is what report.json says, and that is what the runs' own files say."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from loopcoder_train.config import UserError
 from loopcoder_train.sweep.arms import Arm, Sweep
 from loopcoder_train.sweep.report.page import render
 from loopcoder_train.sweep.report.report import numbers, report_of_runs, report_of_sweep, write_json, write_page
+from loopcoder_train.sweep.verdict import judge
 
 
 class Tables(HTMLParser):
@@ -95,6 +97,22 @@ def test_references_are_outside_of_the_verdict(report):
     assert [value.label for value in report.verdict.values] == ["R = 1", "R = 2"]
     assert {len(row) for row in Tables(render(report)).values("table-languages")} == {3}, "tokens and two values"
     assert report.matched and all("layers" not in check.evidence for check in report.proofs[0].match.checks)
+
+
+def test_languages_keep_their_columns_without_a_verdict(report):
+    bare = dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, values=[], best=None))
+    table = re.search(r'<table class="sortable" id="table-languages">.*?</table>', render(bare), re.DOTALL)[0]
+    head, *rows = table.split("<tr>")[1:]
+    assert {len(re.findall("<t[hd]", text)) for text in (head, *rows)} == {4}, "language, tokens and two values"
+
+
+def test_several_seeds_are_told_apart_and_intervals_are_called_what_they_are(report):
+    one, two, deep = report.arms
+    arms = [one, two, deep, *(dataclasses.replace(arm, name=arm.name + "s1", seed=1) for arm in (one, two))]
+    verdict = judge([arm for arm in arms if arm.reference is None], [], [])
+    text = Tables(render(dataclasses.replace(report, arms=arms, verdict=verdict))).text
+    assert "R = 2, seed 1" in text and "R = 2, seed 0" in text
+    assert "those of single arms over documents, those of values below over seeds" in text
 
 
 def test_the_page_needs_nothing_else(report):
