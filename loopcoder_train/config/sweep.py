@@ -45,6 +45,7 @@ class SweepOptions:
         require(
             self.axis not in ("seed", "model.init_from"), "sweep.axis", self.axis, "has its own place", "sweep.seeds"
         )
+        self._check_axis_stage()
         for name in ("values", "seeds", "references", "reference_loops"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"sweep.{name}", given, "must differ from each other")
@@ -62,6 +63,11 @@ class SweepOptions:
             self.reference_loops,
             "must be 2 or more: with one loop they are the plain model",
         )
+
+    def _check_axis_stage(self) -> None:
+        group = self.axis.partition(".")[0]
+        rule = "is an option of loopcoder finetune, and arms differ in their pretraining"
+        require(group != "finetune", "sweep.axis", self.axis, rule, "name an option of loopcoder pretrain")
 
     @property
     def typed_values(self) -> list[object]:
