@@ -37,6 +37,11 @@ class Arm:
 
 
 def _text(value: Any) -> str:
+    """A value in Hydra's grammar, which takes no quoted keys."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
     return "null" if value is None else json.dumps(value) if isinstance(value, bool | float) else str(value)
 
 

@@ -86,6 +86,6 @@ def _argument(value: object) -> str:
 def _quoted(value: object) -> str:
     """A text for Hydra's grammar, where every other character means something."""
     text = str(value)
-    if text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
+    if text.isascii() and text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
         return text
     return "'" + text.replace("'", "\\'") + "'"

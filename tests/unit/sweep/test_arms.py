@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from loopcoder_train.config import DataConfig, OptimizerConfig, TrainingConfig, UserError
 from loopcoder_train.config.compare import changed_keys
@@ -11,7 +12,7 @@ from loopcoder_train.config.io import from_dict, to_dict
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.sweep import Reference, SweepConfig, SweepOptions
 from loopcoder_train.model.counts import forward_flops, pairs_of_lengths
-from loopcoder_train.sweep.arms import Sweep, arm_config, plan_sweep
+from loopcoder_train.sweep.arms import Arm, Sweep, arm_config, plan_sweep
 from loopcoder_train.sweep.stages import stages_of
 from tests.conftest import RELEASED_PRESET, small_model
 
@@ -99,6 +100,29 @@ def test_the_stages_of_an_arm(tmp_path):
     assert look.arguments[-1] == "num_samples=5" and not look.trains and train.trains and tune.trains
     without_gates = [stage.name for stage in stages_of(swept, plain, given)]
     assert not any("loops" in name for name in without_gates), "one loop has no gates for more"
+
+
+@pytest.mark.parametrize(
+    ("axis", "value"),
+    [
+        ("data.shares", {"python": 0.5, "text": 0.5}),
+        ("data.segments", [{"from_batch": 5, "text_share": None}]),
+        ("model.tie_embeddings", True),
+        ("schedule.kind", "cosine"),
+        ("optimizer.eps", 1e-15),
+    ],
+)
+def test_hydra_reads_every_kind_of_value_back(axis, value):
+    arm = Arm(name="a", label="a", value=value, seed=0, reference=None, changes={axis: value})
+    (override,) = OverridesParser.create().parse_overrides(arm.arguments())
+    assert (override.key_or_group, override.value()) == (axis, value)
+
+
+def test_folders_of_every_name_are_quoted(tmp_path):
+    swept = config(tmp_path / "größe", finetune=[])
+    train = stages_of(swept, plan_sweep(swept).arms[0], [])[0]
+    (override,) = OverridesParser.create().parse_overrides(train.arguments[-1:])
+    assert override.value() == str(train.run_dir)
 
 
 @pytest.mark.parametrize(
