@@ -86,6 +86,8 @@ class SweepConfig(RunConfig):
         for name in ("fresh", "accept_config_changes"):
             require(not getattr(self, name), name, True, "is no option of a sweep", "give another run_dir")
         require(self.dry_run is None, "dry_run", self.dry_run, "is an option of loopcoder pretrain", "leave it out")
+        stop = self.training.stop_after_step
+        require(stop is None, "training.stop_after_step", stop, "leaves a sweep with unfinished arms", "leave it out")
         require(self.launch.start_workers, "launch.start_workers", False, "leaves a sweep without runs", "leave it out")
 
     @property

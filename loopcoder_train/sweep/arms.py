@@ -84,9 +84,13 @@ def plan_sweep(config: SweepConfig) -> Sweep:
             arms += [_reference(config, kind, loops, seed, len(seeds)) for loops in options.reference_loops]
     made: dict[str, str] = {}
     for arm in arms:
-        run = json.dumps(to_dict(arm_config(config, arm)))  # a rule that an arm breaks is told before any of them starts
+        run = json.dumps(
+            to_dict(arm_config(config, arm))
+        )  # a rule that an arm breaks is told before any of them starts
         if run in made and arm.reference is None:
-            raise UserError(f"sweep.values={options.values}: {made[run]} and {arm.name} are the same run; leave one out")
+            raise UserError(
+                f"sweep.values={options.values}: {made[run]} and {arm.name} are the same run; leave one out"
+            )
         made.setdefault(run, arm.name)
     return Sweep(
         axis=options.axis, arms=arms, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)

@@ -13,11 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from launch import slurm
-from loopcoder_train.checkpoint import checkpoints_of
 from loopcoder_train.config import LaunchConfig
-from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
 from loopcoder_train.config.process import EXIT_FAILURE, signal_exit_code
-from loopcoder_train.sweep.runner import Stopped, received_by
+from loopcoder_train.sweep.runner import Stopped, is_trained, received_by
 from loopcoder_train.sweep.stages import Stage
 
 COMMAND = "loopcoder_train.cli.main"
@@ -68,12 +66,3 @@ class SlurmStages:
                     process.wait()
                     raise Stopped(signal_exit_code(self._stopped_by))
         return process.returncode
-
-
-def is_trained(run_dir: Path) -> bool:
-    """Whether the last step of the run is saved."""
-    run_yaml = run_dir / RUN_CONFIG_FILE
-    if not run_yaml.exists():
-        return False
-    last = read_run_config(run_yaml).training.num_steps
-    return any(checkpoint.step == last for checkpoint in checkpoints_of(run_dir))

@@ -23,12 +23,16 @@ _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "determin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself."""
+    """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself.
+
+    source: the run whose weights it starts from.
+    """
 
     name: str
     arguments: list[str]  # behind `loopcoder`
     run_dir: Path
     trains: bool
+    source: Path | None = None
 
 
 def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> list[Stage]:
@@ -42,7 +46,7 @@ def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> l
         tuned = folder / FINETUNE
         tune = ["finetune", *shared_options(config), *config.sweep.finetune, f"seed={arm.seed}"]
         tune += [f"model.init_from={_quoted(first)}", f"run_dir={_quoted(tuned)}"]
-        stages.append(Stage(name=FINETUNE, arguments=tune, run_dir=tuned, trains=True))
+        stages.append(Stage(name=FINETUNE, arguments=tune, run_dir=tuned, trains=True, source=first))
         trained.append(tuned)
     for run_dir in trained:
         stages += _evaluations(config, arm, run_dir)
