@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -130,6 +131,35 @@ def test_an_arm_that_did_not_finish_is_named(sweep, tmp_path):
     report = report_of_sweep(tmp_path / "s")
     assert report.failed.keys() == {"R = 3"} and "num_loops=3" in report.failed["R = 3"]
     assert report.verdict.best is None and "R = 3" in render(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("evaluation.json", '{"step": 6', "is damaged"),
+        ("diagnostics.json", '{"step": 3}', "is of step 3, the run stands at 6; run `loopcoder diagnose"),
+        ("metrics.jsonl", None, "cannot be read"),
+        ("conversations/plan.json", "{}", "no plan that this program made"),
+    ],
+)
+def test_a_damaged_file_costs_its_arm_only(sweep, tmp_path, name, content, said):
+    folder = tmp_path / "s"
+    shutil.copytree(sweep, folder)
+    path = folder / "num_loops=2" / "pretrain" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink() if content is None else path.write_text(content)
+    report = report_of_sweep(folder)
+    assert report.failed.keys() == {"R = 2"} and said in report.failed["R = 2"] and "\n" not in report.failed["R = 2"]
+
+
+def test_loops_at_inference_are_of_the_same_tokens(sweep, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(sweep, folder)
+    path = folder / "num_loops=2" / "pretrain" / "evaluation_loops4.json"
+    content = json.loads(path.read_text())
+    content["overall"]["supervised_tokens"] += 1
+    path.write_text(json.dumps(content))
+    assert report_of_sweep(folder).arms[1].inference.keys() == {1, 2}
 
 
 def test_any_runs_are_compared(sweep):
