@@ -102,6 +102,14 @@ def test_the_stages_of_an_arm(tmp_path):
     assert not any("loops" in name for name in without_gates), "one loop has no gates for more"
 
 
+def test_an_arm_is_tuned_in_the_precision_of_its_pretraining(tmp_path):
+    swept = config(tmp_path, axis="training.precision", values=["fp32", "bf16"])
+    tunings = [stages_of(swept, arm, [])[1].arguments for arm in plan_sweep(swept).arms]
+    assert [f"training.precision={name}" in tuning for name, tuning in zip(("fp32", "bf16"), tunings, strict=True)] == [
+        True, True,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("axis", "value"),
     [

@@ -180,6 +180,11 @@ def test_the_command_writes_both_files(sweep, tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "p,=q.json").read_text())["format"] == "loopcoder-sweep-report"
 
 
+def test_flags_keep_their_values(sweep, capsys):
+    assert main(["report", str(sweep), "--cfg", "job"]) == 0
+    assert f"- {sweep}\n" in capsys.readouterr().out
+
+
 def test_what_is_missing_is_said(sweep, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "run.yaml is missing" in capsys.readouterr().err
