@@ -88,6 +88,8 @@ class SweepConfig(RunConfig):
         require(self.dry_run is None, "dry_run", self.dry_run, "is an option of loopcoder pretrain", "leave it out")
         stop = self.training.stop_after_step
         require(stop is None, "training.stop_after_step", stop, "leaves a sweep with unfinished arms", "leave it out")
+        dry = self.launch.dry_run
+        require(not dry, "launch.dry_run", dry, "leaves a sweep without runs", "give it to loopcoder pretrain")
         require(self.launch.start_workers, "launch.start_workers", False, "leaves a sweep without runs", "leave it out")
 
     @property

@@ -57,7 +57,7 @@ class SlurmStages:
         return 0 if is_trained(stage.run_dir) else EXIT_FAILURE
 
     def _is_queued(self, run_dir: Path, log: Path) -> bool:
-        """Whether SLURM has a job of the run. It is asked again when it does not answer: it is restarted now and then."""
+        """Whether SLURM has a job of the run. Asked again when it does not answer: it is restarted at times."""
         for _ in range(MOST_QUESTIONS - 1):
             try:
                 return bool(slurm.jobs_of(run_dir))

@@ -1,5 +1,6 @@
 """Which runs a sweep has, and with which commands."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from loopcoder_train.config import DataConfig, OptimizerConfig, TrainingConfig, UserError
 from loopcoder_train.config.compare import changed_keys
 from loopcoder_train.config.io import from_dict, to_dict
+from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.sweep import Reference, SweepConfig, SweepOptions
 from loopcoder_train.model.counts import forward_flops, pairs_of_lengths
@@ -161,3 +163,13 @@ def test_what_cannot_be_swept(tmp_path, options, said):
 def test_a_sweep_starts_nothing_over(tmp_path):
     with pytest.raises(UserError, match=r"fresh=True: is no option of a sweep"):
         SweepConfig(**{**{f: getattr(config(tmp_path), f) for f in ("run_dir", "model", "training")}, "fresh": True})
+
+
+def test_options_that_leave_arms_unfinished_are_refused(tmp_path):
+    made = config(tmp_path)
+    for changes, said in (
+        ({"training": dataclasses.replace(made.training, stop_after_step=5)}, "training.stop_after_step=5"),
+        ({"launch": LaunchConfig(kind=LaunchKind.slurm, dry_run=True)}, "launch.dry_run=True"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dataclasses.replace(made, **changes)
