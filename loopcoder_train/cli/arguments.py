@@ -119,7 +119,7 @@ def quote(value: str) -> str:
     """A path as Hydra's grammar reads it back unchanged. What is already quoted stays."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         return value
-    if not any(character in value for character in "=,'\"[]{}() \t\\:#"):
+    if value.isascii() and not any(character in value for character in "=,'\"[]{}() \t\\:#"):
         return value
     # In Hydra's quoted strings backslashes count as escapes only in front of a quote: each is doubled there.
     return "'" + _BEFORE_QUOTE.sub(lambda match: match[1] * 2 + "\\'" * bool(match[2]), value) + "'"

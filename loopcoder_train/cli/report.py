@@ -1,9 +1,10 @@
 """`loopcoder report SWEEP` or `loopcoder report RUN...`: one page and its numbers."""
 
+from itertools import islice
 from pathlib import Path
 
 from loopcoder_train.cli import hydra_app
-from loopcoder_train.cli.arguments import parse, quote
+from loopcoder_train.cli.arguments import FLAGS, parse, quote
 from loopcoder_train.config.errors import require
 from loopcoder_train.config.sweep import CompareOptions
 
@@ -12,12 +13,24 @@ PAGE_FILE = "report.html"
 
 def run(arguments: list[str]) -> int:
     """Parse, compose, report. Every argument that is no option is a folder."""
-    folders = [text for text in arguments if not text.startswith("-") and _is_folder(text)]
-    rest = [text for text in arguments if text not in folders]
+    folders, rest = _sorted(arguments)
     if folders:
         rest.append(f"runs=[{','.join(quote(folder) for folder in folders)}]")
     command = hydra_app.Command(name="report", config_name="report", schema=CompareOptions, execute=report)
     return hydra_app.run(command, parse(rest, paths=("html", "json")))
+
+
+def _sorted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Folders, and the rest: options, flags and what belongs to flags."""
+    folders: list[str] = []
+    rest: list[str] = []
+    coming = iter(arguments)
+    for text in coming:
+        if text.startswith("-"):
+            rest += [text, *(islice(coming, 1) if FLAGS.get(text) else ())]
+        else:
+            (folders if _is_folder(text) else rest).append(text)
+    return folders, rest
 
 
 def _is_folder(text: str) -> bool:

@@ -47,7 +47,7 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
         planned.write(folder)
         arms = [(arm, stages_of(config, arm, for_stages)) for arm in planned.arms]
         run_all, stages = (
-            (run_arms_together, SlurmStages(config.launch)) if config.on_slurm else (run_arms, StageProcesses())
+            (run_arms_together, SlurmStages(config.launch)) if config.on_slurm else (run_arms, StageProcesses(_say))
         )
         try:
             with stages.listening():

@@ -45,6 +45,7 @@ class SweepOptions:
         require(
             self.axis not in ("seed", "model.init_from"), "sweep.axis", self.axis, "has its own place", "sweep.seeds"
         )
+        self._check_axis_stage()
         for name in ("values", "seeds", "references", "reference_loops"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"sweep.{name}", given, "must differ from each other")
@@ -63,6 +64,11 @@ class SweepOptions:
             "must be 2 or more: with one loop they are the plain model",
         )
 
+    def _check_axis_stage(self) -> None:
+        group = self.axis.partition(".")[0]
+        rule = "is an option of loopcoder finetune, and arms differ in their pretraining"
+        require(group != "finetune", "sweep.axis", self.axis, rule, "name an option of loopcoder pretrain")
+
     @property
     def typed_values(self) -> list[object]:
         """The values as YAML reads them."""
@@ -80,6 +86,10 @@ class SweepConfig(RunConfig):
         for name in ("fresh", "accept_config_changes"):
             require(not getattr(self, name), name, True, "is no option of a sweep", "give another run_dir")
         require(self.dry_run is None, "dry_run", self.dry_run, "is an option of loopcoder pretrain", "leave it out")
+        stop = self.training.stop_after_step
+        require(stop is None, "training.stop_after_step", stop, "leaves a sweep with unfinished arms", "leave it out")
+        dry = self.launch.dry_run
+        require(not dry, "launch.dry_run", dry, "leaves a sweep without runs", "give it to loopcoder pretrain")
         require(self.launch.start_workers, "launch.start_workers", False, "leaves a sweep without runs", "leave it out")
 
     @property

@@ -37,6 +37,11 @@ class Arm:
 
 
 def _text(value: Any) -> str:
+    """A value in Hydra's grammar, which takes no quoted keys."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
     return "null" if value is None else json.dumps(value) if isinstance(value, bool | float) else str(value)
 
 
@@ -77,8 +82,16 @@ def plan_sweep(config: SweepConfig) -> Sweep:
     for seed in seeds:
         for kind in options.references:
             arms += [_reference(config, kind, loops, seed, len(seeds)) for loops in options.reference_loops]
+    made: dict[str, str] = {}
     for arm in arms:
-        arm_config(config, arm)  # a rule that an arm breaks is told before any of them starts
+        run = json.dumps(
+            to_dict(arm_config(config, arm))
+        )  # a rule that an arm breaks is told before any of them starts
+        if run in made and arm.reference is None:
+            raise UserError(
+                f"sweep.values={options.values}: {made[run]} and {arm.name} are the same run; leave one out"
+            )
+        made.setdefault(run, arm.name)
     return Sweep(
         axis=options.axis, arms=arms, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)
     )

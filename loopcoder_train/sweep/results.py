@@ -73,15 +73,10 @@ class ArmResult:
     documents: Json = field(repr=False)
 
 
-def read_result(arm: Arm, pretrained: RunFacts, run_dir: Path, tuned_dir: Path | None) -> ArmResult:
+def read_result(arm: Arm, pretrained: RunFacts, run_dir: Path, tuned: RunFacts | None) -> ArmResult:
     """The result of an arm in `run_dir`, with its tuning where there is one. UserError for a stage that is missing."""
-    evaluation = _read(run_dir / EVALUATION_FILE, "evaluate", run_dir)
+    evaluation = _read_of_step(run_dir / EVALUATION_FILE, "evaluate", run_dir, pretrained.step)
     documents = _read(documents_path(run_dir / EVALUATION_FILE), "evaluate", run_dir)
-    if evaluation["step"] != pretrained.step:
-        raise UserError(
-            f"{run_dir / EVALUATION_FILE}: is of step {evaluation['step']}, the run stands at {pretrained.step}; run "
-            f"`loopcoder evaluate {run_dir}` again"
-        )
     config, overall = pretrained.config, evaluation["overall"]
     diagnosis = run_dir / f"{DIAGNOSTICS_NAME}.json"
     return ArmResult(
@@ -106,8 +101,8 @@ def read_result(arm: Arm, pretrained: RunFacts, run_dir: Path, tuned_dir: Path |
         unigram_entropy=evaluation["unigram_entropy"],
         bigram_loss=evaluation["bigram_loss"],
         curve=_curve(run_dir, pretrained),
-        tuned=None if tuned_dir is None else _tuned(tuned_dir),
-        diagnosis=json.loads(diagnosis.read_bytes()) if diagnosis.exists() else None,
+        tuned=None if tuned is None else _tuned(tuned),
+        diagnosis=_read_of_step(diagnosis, "diagnose", run_dir, pretrained.step) if diagnosis.exists() else None,
         documents=documents,
     )
 
@@ -140,15 +135,31 @@ def _read(path: Path, command: str, run_dir: Path) -> Json:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); run `loopcoder {command} {run_dir}` first"
         ) from error
+    except ValueError as error:  # cut off by a full disk, say
+        raise UserError(f"{path}: is damaged ({error}); run `loopcoder {command} {run_dir}` again") from error
+
+
+def _read_of_step(path: Path, command: str, run_dir: Path, step: int) -> Json:
+    """A file that speaks of the weights after `step`. UserError when it speaks of others."""
+    content = _read(path, command, run_dir)
+    if content["step"] != step:
+        raise UserError(
+            f"{path}: is of step {content['step']}, the run stands at {step}; run `loopcoder {command} {run_dir}` again"
+        )
+    return content
 
 
 def _inference(run_dir: Path, evaluation: Json) -> dict[int, float]:
-    """Loss by R at inference: loop r does not know R, so that the losses of one pass are those of every smaller R."""
-    losses = evaluation["overall"]["loop_losses"]
+    """Loss by R at inference: loop r does not know R, so that the losses of one pass are those of every smaller R.
+
+    Files of another step or of another number of tokens are left out: they are of other weights or documents.
+    """
+    losses, tokens = evaluation["overall"]["loop_losses"], evaluation["overall"]["supervised_tokens"]
     for path in run_dir.glob("evaluation_loops*.json"):
         if not path.stem.endswith("_documents"):
-            content = json.loads(path.read_bytes())
-            if content["step"] == evaluation["step"] and content["num_loops"] > len(losses):
+            content = _read(path, "evaluate", run_dir)
+            alike = (content["step"], content["overall"]["supervised_tokens"]) == (evaluation["step"], tokens)
+            if alike and content["num_loops"] > len(losses):
                 losses = losses + content["overall"]["loop_losses"][len(losses) :]
     return dict(enumerate(losses, start=1))
 
@@ -162,8 +173,8 @@ def _curve(run_dir: Path, facts: RunFacts) -> list[Point]:
     ]
 
 
-def _tuned(run_dir: Path) -> Tuned:
-    evaluation = _read(run_dir / EVALUATION_FILE, "evaluate", run_dir)
+def _tuned(facts: RunFacts) -> Tuned:
+    evaluation = _read_of_step(facts.run_dir / EVALUATION_FILE, "evaluate", facts.run_dir, facts.step)
     conversations = evaluation["conversations"]["overall"]
     return Tuned(
         loss=conversations["loop_losses"][-1],

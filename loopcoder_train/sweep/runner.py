@@ -5,6 +5,8 @@ sweep passes over it from then on. Without a record the command is started again
 checkpoint, bit for bit, or finds nothing left to do; evaluations and diagnoses write their files anew, at once. A stage
 whose arguments have changed since is started again too, and a training run refuses what it cannot go on with.
 
+The record also knows the newest checkpoint of the run: when that is another one, or gone, the stage is not done.
+
 A stage that fails ends its arm, not the others. A stop signal goes to the running command, and ends the sweep.
 """
 
@@ -19,10 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.manifest import write_durably
+from loopcoder_train.checkpoint import checkpoints_of
+from loopcoder_train.checkpoint.layout import COMMIT
 from loopcoder_train.config.errors import UserError
-from loopcoder_train.config.process import EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
+from loopcoder_train.config.process import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
 from loopcoder_train.runtime.lock import holder_of
 from loopcoder_train.sweep.arms import Arm
 from loopcoder_train.sweep.stages import STAGES_FOLDER, Stage
@@ -57,9 +63,10 @@ class StageProcesses:
     Each is the leader of a session: a terminal's Ctrl-C reaches this process alone, and is passed on once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say) -> None:
         self.stopped_by: int | None = None
         self._running: subprocess.Popen | None = None
+        self._say = say
 
     def listening(self) -> AbstractContextManager[None]:
         """Receive stop signals in place of the process."""
@@ -71,15 +78,36 @@ class StageProcesses:
             os.kill(self._running.pid, number)
 
     def run(self, stage: Stage, log: Path) -> int:
-        """Its exit code. Training shows its progress; what the others print goes to `log`."""
+        """Its exit code, 1 for a training that paused. Training shows its progress; others print to `log`."""
+        if stage.trains:
+            self._wait_for_former(stage)
+        self._stop_if_told()
         line = [sys.executable, "-m", "loopcoder_train.cli.main", *stage.arguments]
         with log.open("ab") as output:
-            self._running = subprocess.Popen(line, stdout=None if stage.trains else output, start_new_session=True)
-            code = self._running.wait()
+            process = subprocess.Popen(line, stdout=None if stage.trains else output, start_new_session=True)
+            if self.stopped_by is not None:  # told while it was being started
+                process.send_signal(self.stopped_by)
+            self._running = process
+            code = process.wait()
         self._running = None
+        self._stop_if_told()
+        if code == 0 and stage.trains and not is_trained(stage.run_dir):
+            return EXIT_FAILURE
+        return code if code >= 0 else 128 - code
+
+    def _stop_if_told(self) -> None:
         if self.stopped_by is not None:
             raise Stopped(signal_exit_code(self.stopped_by))
-        return code if code >= 0 else 128 - code
+
+    def _wait_for_former(self, stage: Stage) -> None:
+        """A sweep that was killed may have left its training run at work: it makes the very steps that are missing."""
+        holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
+        if holder is not None:
+            self._say(f"{stage.run_dir}: is being trained by {holder}; waiting for it")
+        while holder is not None:
+            self._stop_if_told()
+            time.sleep(_POLL_SECONDS)
+            holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
 
 
 @contextmanager
@@ -117,17 +145,18 @@ def run_arms_together(
 def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, Path], int], say: Say) -> Outcome:
     """The stages of one arm that are not done."""
     records = folder / STAGES_FOLDER
-    records.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        if is_done(records, stage):
-            continue
-        say(f"{arm.name}: {stage.name}")
-        began = time.time()
         try:
-            if stage.trains:
-                wait_for_former(stage, say)
+            records.mkdir(parents=True, exist_ok=True)
+            if is_done(records, stage):
+                continue
+            say(f"{arm.name}: {stage.name}")
+            began = time.time()
+            _check_source(records, stage)
             code = run(stage, records / f"{stage.name}.log")
-        except UserError as error:  # of a folder, or of SLURM: no reason to leave the other arms
+            if code == 0:
+                _record(records, stage, time.time() - began)
+        except (UserError, OSError) as error:  # of a folder, or of SLURM: no reason to leave the other arms
             say(f"{arm.name}: {error}")
             code = EXIT_USER_ERROR
         if code in _STOPPED or code == EXIT_REQUEUE:
@@ -135,22 +164,52 @@ def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, P
         if code:
             say(f"{arm.name}: {stage.name} failed (exit code {code}); the other arms go on")
             return Outcome(arm, stage.name, code)
-        record = {"arguments": stage.arguments, "seconds": round(time.time() - began, 3)}
-        write_durably(records / f"{stage.name}.json", json.dumps(record, indent=1) + "\n")
     return Outcome(arm)
 
 
 def is_done(records: Path, stage: Stage) -> bool:
-    """Whether a process with these arguments ended well."""
+    """Whether a process with these arguments ended well, and its run and the one that it starts from are as then."""
+    found = _read_record(records, stage)
+    return found is not None and all(found.get(key) == value for key, value in _state(stage).items())
+
+
+def _state(stage: Stage) -> dict[str, Any]:
+    source = None if stage.source is None else newest_checkpoint(stage.source)
+    return {"arguments": stage.arguments, "checkpoint": newest_checkpoint(stage.run_dir), "source": source}
+
+
+def _record(records: Path, stage: Stage, seconds: float) -> None:
+    record = {**_state(stage), "seconds": round(seconds, 3)}
+    write_durably(records / f"{stage.name}.json", json.dumps(record, indent=1) + "\n")
+
+
+def _read_record(records: Path, stage: Stage) -> dict[str, Any] | None:
     path = records / f"{stage.name}.json"
-    return path.exists() and json.loads(path.read_bytes())["arguments"] == stage.arguments
+    return json.loads(path.read_bytes()) if path.exists() else None
 
 
-def wait_for_former(stage: Stage, say: Say) -> None:
-    """A sweep that was killed may have left its training run at work: it makes the very steps that are missing."""
-    holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
-    if holder is not None:
-        say(f"{stage.run_dir}: is being trained by {holder}; waiting for it")
-    while holder is not None:
-        time.sleep(_POLL_SECONDS)
-        holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
+def _check_source(records: Path, stage: Stage) -> None:
+    """A run reads its source once: resumed, it would go on with weights of a pretraining that is no longer there."""
+    found = _read_record(records, stage)
+    if found is None or not found.get("source") or newest_checkpoint(stage.run_dir) is None:
+        return
+    if found["source"] != newest_checkpoint(stage.source):
+        raise UserError(
+            f"{stage.run_dir}: was started from another checkpoint than the newest one of {stage.source}; remove the "
+            "folder, and the same command makes it again"
+        )
+
+
+def newest_checkpoint(run_dir: Path) -> list[str] | None:
+    """Name of the newest checkpoint and the hash that it was committed with; None without one."""
+    found = checkpoints_of(run_dir)
+    return [found[-1].path.name, (found[-1].path / COMMIT).read_text().strip()] if found else None
+
+
+def is_trained(run_dir: Path) -> bool:
+    """Whether the last step of the run is saved."""
+    run_yaml = run_dir / RUN_CONFIG_FILE
+    if not run_yaml.exists():
+        return False
+    last = read_run_config(run_yaml).training.num_steps
+    return any(checkpoint.step == last for checkpoint in checkpoints_of(run_dir))

@@ -13,15 +13,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from launch import slurm
-from loopcoder_train.checkpoint import checkpoints_of
-from loopcoder_train.config import LaunchConfig
-from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
+from loopcoder_train.config import LaunchConfig, UserError
 from loopcoder_train.config.process import EXIT_FAILURE, signal_exit_code
-from loopcoder_train.sweep.runner import Stopped, received_by
+from loopcoder_train.sweep.runner import Stopped, is_trained, received_by
 from loopcoder_train.sweep.stages import Stage
 
 COMMAND = "loopcoder_train.cli.main"
 POLL_SECONDS, COMMAND_POLL_SECONDS = 15.0, 0.5
+MOST_QUESTIONS = 40  # ten minutes without an answer
 
 
 class SlurmStages:
@@ -52,10 +51,22 @@ class SlurmStages:
             code = self._command([sys.executable, "-m", COMMAND, *stage.arguments], log, {})
             if code:
                 return code
-        while slurm.jobs_of(stage.run_dir):
+        while self._is_queued(stage.run_dir, log):
             if self._pause(POLL_SECONDS):
                 raise Stopped(signal_exit_code(self._stopped_by))
         return 0 if is_trained(stage.run_dir) else EXIT_FAILURE
+
+    def _is_queued(self, run_dir: Path, log: Path) -> bool:
+        """Whether SLURM has a job of the run. Asked again when it does not answer: it is restarted at times."""
+        for _ in range(MOST_QUESTIONS - 1):
+            try:
+                return bool(slurm.jobs_of(run_dir))
+            except UserError as error:
+                with log.open("a", encoding="utf-8") as output:
+                    output.write(f"{error}; asking again\n")
+            if self._pause(POLL_SECONDS):
+                raise Stopped(signal_exit_code(self._stopped_by))
+        return bool(slurm.jobs_of(run_dir))
 
     def _command(self, line: list[str], log: Path, variables: dict[str, str]) -> int:
         with log.open("ab") as output:
@@ -68,12 +79,3 @@ class SlurmStages:
                     process.wait()
                     raise Stopped(signal_exit_code(self._stopped_by))
         return process.returncode
-
-
-def is_trained(run_dir: Path) -> bool:
-    """Whether the last step of the run is saved."""
-    run_yaml = run_dir / RUN_CONFIG_FILE
-    if not run_yaml.exists():
-        return False
-    last = read_run_config(run_yaml).training.num_steps
-    return any(checkpoint.step == last for checkpoint in checkpoints_of(run_dir))

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopcoder_train.config import RunConfig
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
 from loopcoder_train.config.sweep import SweepConfig
@@ -23,12 +24,16 @@ _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "determin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself."""
+    """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself.
+
+    source: the run whose weights it starts from.
+    """
 
     name: str
     arguments: list[str]  # behind `loopcoder`
     run_dir: Path
     trains: bool
+    source: Path | None = None
 
 
 def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> list[Stage]:
@@ -40,9 +45,9 @@ def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> l
     trained = [first]
     if config.sweep.finetune:
         tuned = folder / FINETUNE
-        tune = ["finetune", *shared_options(config), *config.sweep.finetune, f"seed={arm.seed}"]
+        tune = ["finetune", *shared_options(arm_config(config, arm)), *config.sweep.finetune, f"seed={arm.seed}"]
         tune += [f"model.init_from={_quoted(first)}", f"run_dir={_quoted(tuned)}"]
-        stages.append(Stage(name=FINETUNE, arguments=tune, run_dir=tuned, trains=True))
+        stages.append(Stage(name=FINETUNE, arguments=tune, run_dir=tuned, trains=True, source=first))
         trained.append(tuned)
     for run_dir in trained:
         stages += _evaluations(config, arm, run_dir)
@@ -68,7 +73,7 @@ def other_loops(config: SweepConfig, arm: Arm) -> int | None:
     return None if most <= model.num_loops or needs_gates else most
 
 
-def shared_options(config: SweepConfig) -> list[str]:
+def shared_options(config: RunConfig) -> list[str]:
     """Arguments that make a tuning run compute where and how the pretraining does."""
     values = flatten({key: value for key, value in to_dict(config).items() if key in _SHARED})
     training = to_dict(config.training)
@@ -86,6 +91,6 @@ def _argument(value: object) -> str:
 def _quoted(value: object) -> str:
     """A text for Hydra's grammar, where every other character means something."""
     text = str(value)
-    if text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
+    if text.isascii() and text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
         return text
     return "'" + text.replace("'", "\\'") + "'"

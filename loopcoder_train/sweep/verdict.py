@@ -62,9 +62,10 @@ def judge(results: Sequence[ArmResult], matches: Sequence[Match], failed: Sequen
     spread = Spread.seeds if len(common) > 1 else Spread.documents
     groups = [[result for result in group if result.seed in common] for group in groups]
     bigram = float(np.mean([result.bigram_loss for result in results]))
-    values = _values(groups, spread, bigram) if common else []
+    comparable = _same_documents(results)
+    values = _values(groups, spread, bigram) if common and comparable else []
     number = len(common) if spread is Spread.seeds else (groups[0][0].loss.samples if common else 0)
-    why_not = _why_not(values, matches, failed, bigram, len(common))
+    why_not = _why_not(values, matches, failed, bigram, len(common), comparable)
     best = None if why_not else next(value for value in values if value.difference is None)
     sentence = f"No verdict: {why_not}." if why_not else _sentence(best, values, spread, number)
     return Verdict(
@@ -75,6 +76,12 @@ def judge(results: Sequence[ArmResult], matches: Sequence[Match], failed: Sequen
         bigram_loss=bigram,
         values=values,
     )
+
+
+def _same_documents(results: Sequence[ArmResult]) -> bool:
+    """Whether all losses are of the same documents: `data.sequence_length`, swept, cuts them at other places."""
+    first = results[0].documents
+    return all(result.documents[key] == first[key] for result in results for key in ("sources", "tokens"))
 
 
 def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> list[ValueResult]:
@@ -108,13 +115,20 @@ def _over_seeds(values: list[float]) -> Estimate:
 
 
 def _why_not(
-    values: list[ValueResult], matches: Sequence[Match], failed: Sequence[str], bigram: float, num_seeds: int
+    values: list[ValueResult],
+    matches: Sequence[Match],
+    failed: Sequence[str],
+    bigram: float,
+    num_seeds: int,
+    comparable: bool,
 ) -> str | None:
     unmatched = next((match.first_difference for match in matches if not match.matched), None)
     if unmatched:
         return f"the runs are not matched ({unmatched})"
     if failed:
         return f"{', '.join(failed)} did not finish"
+    if not comparable:
+        return "the swept option changes the held-out documents, so that losses cannot be compared"
     if not num_seeds:
         return "no seed has a result for every value"
     if len(values) < 2:

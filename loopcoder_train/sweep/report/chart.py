@@ -6,7 +6,7 @@ mouse too. Intervals are drawn as vertical bars.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WIDTH, HEIGHT = 360.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 12.0, 34.0
@@ -112,8 +112,9 @@ def draw(
 ) -> Chart | None:
     """A chart of what has data; None when nothing has. `whole_x`: x counts something (loops), each has a tick.
 
-    On a logarithmic axis, points of 0 or less are left out.
+    Points that are no finite number are left out (a run that diverged); on a logarithmic axis those of 0 or less, too.
     """
+    series = [_finite(one) for one in series]
     series = [_positive(one) if log_y and not one.right else one for one in series]
     series = [one for one in series if one.data]
     left = [one for one in series if not one.right]
@@ -140,10 +141,20 @@ def draw(
     )
 
 
+def _finite(series: Series) -> Series:
+    def known(value: float | None) -> bool:
+        return value is not None and math.isfinite(value)
+
+    kept = [
+        Datum(d.x, d.y, *((d.low, d.high) if known(d.low) and known(d.high) else ())) for d in series.data if known(d.y)
+    ]
+    return replace(series, data=kept)
+
+
 def _positive(series: Series) -> Series:
     kept = [datum for datum in series.data if datum.y > 0]
     kept = [Datum(d.x, d.y, d.low if (d.low or 0) > 0 else None, d.high) for d in kept]
-    return Series(label=series.label, colour=series.colour, data=kept, dashed=series.dashed)
+    return replace(series, data=kept)
 
 
 def _x_axis(values: list[float], edge: float, whole: bool) -> _Axis:

@@ -53,6 +53,7 @@ def render(report: Report) -> str:
         paper_rows=paper_rows(diagnosed),
         scores=paper.SCORES,
         languages=languages(report.arms),
+        language_columns=[group[0].label for group in by_value(report.arms)],
         loops=max(max(arm.inference) for arm in report.arms),
         titles=_TITLES,
         **assets(environment, "report.css"),

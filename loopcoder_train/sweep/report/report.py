@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_durably
 from loopcoder_train import __version__
 from loopcoder_train.config import UserError
@@ -88,7 +89,7 @@ def report_of_sweep(folder: Path) -> Report:
 
 def report_of_runs(run_dirs: Sequence[Path]) -> Report:
     """Of any pretraining runs. Matched when they differ in one option, or in none, and that one is the axis."""
-    facts = [read_facts(run_dir) for run_dir in run_dirs]
+    facts = [_facts(run_dir) for run_dir in run_dirs]
     axis = _only_difference(facts)
     arms = [_arm_of_run(one, axis) for one in facts]
     results = [read_result(arm, one, one.run_dir, None) for arm, one in zip(arms, facts, strict=True)]
@@ -122,10 +123,20 @@ def _report(
 
 def _read_arm(folder: Path, arm: Arm, tuned: bool) -> tuple[dict[str, RunFacts], ArmResult]:
     pretrained, finetuned = folders_of(folder, arm, tuned)
-    facts = {PRETRAIN: read_facts(pretrained)}
+    facts = {PRETRAIN: _facts(pretrained)}
     if finetuned is not None:
-        facts[FINETUNE] = read_facts(finetuned)
-    return facts, read_result(arm, facts[PRETRAIN], pretrained, finetuned)
+        facts[FINETUNE] = _facts(finetuned)
+    return facts, read_result(arm, facts[PRETRAIN], pretrained, facts.get(FINETUNE))
+
+
+def _facts(run_dir: Path) -> RunFacts:
+    """Whatever is missing or damaged there is a UserError, which costs a sweep this arm only."""
+    try:
+        return read_facts(run_dir)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"{error.filename or run_dir}: cannot be read ({error.strerror}); restore it") from error
 
 
 def _proofs(

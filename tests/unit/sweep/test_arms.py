@@ -1,17 +1,20 @@
 """Which runs a sweep has, and with which commands."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from loopcoder_train.config import DataConfig, OptimizerConfig, TrainingConfig, UserError
 from loopcoder_train.config.compare import changed_keys
 from loopcoder_train.config.io import from_dict, to_dict
+from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.sweep import Reference, SweepConfig, SweepOptions
 from loopcoder_train.model.counts import forward_flops, pairs_of_lengths
-from loopcoder_train.sweep.arms import Sweep, arm_config, plan_sweep
+from loopcoder_train.sweep.arms import Arm, Sweep, arm_config, plan_sweep
 from loopcoder_train.sweep.stages import stages_of
 from tests.conftest import RELEASED_PRESET, small_model
 
@@ -101,6 +104,37 @@ def test_the_stages_of_an_arm(tmp_path):
     assert not any("loops" in name for name in without_gates), "one loop has no gates for more"
 
 
+def test_an_arm_is_tuned_in_the_precision_of_its_pretraining(tmp_path):
+    swept = config(tmp_path, axis="training.precision", values=["fp32", "bf16"])
+    tunings = [stages_of(swept, arm, [])[1].arguments for arm in plan_sweep(swept).arms]
+    assert [f"training.precision={name}" in tuning for name, tuning in zip(("fp32", "bf16"), tunings, strict=True)] == [
+        True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("axis", "value"),
+    [
+        ("data.shares", {"python": 0.5, "text": 0.5}),
+        ("data.segments", [{"from_batch": 5, "text_share": None}]),
+        ("model.tie_embeddings", True),
+        ("schedule.kind", "cosine"),
+        ("optimizer.eps", 1e-15),
+    ],
+)
+def test_hydra_reads_every_kind_of_value_back(axis, value):
+    arm = Arm(name="a", label="a", value=value, seed=0, reference=None, changes={axis: value})
+    (override,) = OverridesParser.create().parse_overrides(arm.arguments())
+    assert (override.key_or_group, override.value()) == (axis, value)
+
+
+def test_folders_of_every_name_are_quoted(tmp_path):
+    swept = config(tmp_path / "größe", finetune=[])
+    train = stages_of(swept, plan_sweep(swept).arms[0], [])[0]
+    (override,) = OverridesParser.create().parse_overrides(train.arguments[-1:])
+    assert override.value() == str(train.run_dir)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -109,6 +143,9 @@ def test_the_stages_of_an_arm(tmp_path):
         ({"axis": "logging.every_steps"}, r"changes no result"),
         ({"values": ["1", "1"]}, r"sweep.values.*must differ"),
         ({"values": []}, r"sweep.values.*at least one"),
+        ({"values": ["1", "01"]}, r"sweep.values=.*: num_loops=1 and num_loops=1 are the same run"),
+        ({"axis": "optimizer.peak_lr", "values": ["1e-3", "0.001"]}, r"peak_lr=1e-3 and peak_lr=0.001 are the same"),
+        ({"axis": "finetune.heldout_share", "values": ["0.1"]}, r"sweep.axis=finetune.heldout_share: is an option of"),
         ({"seeds": [-1]}, r"sweep.seeds"),
         ({"axis": "seed"}, r"sweep.seeds"),
         ({"reference_loops": [1]}, r"sweep.reference_loops"),
@@ -126,3 +163,13 @@ def test_what_cannot_be_swept(tmp_path, options, said):
 def test_a_sweep_starts_nothing_over(tmp_path):
     with pytest.raises(UserError, match=r"fresh=True: is no option of a sweep"):
         SweepConfig(**{**{f: getattr(config(tmp_path), f) for f in ("run_dir", "model", "training")}, "fresh": True})
+
+
+def test_options_that_leave_arms_unfinished_are_refused(tmp_path):
+    made = config(tmp_path)
+    for changes, said in (
+        ({"training": dataclasses.replace(made.training, stop_after_step=5)}, "training.stop_after_step=5"),
+        ({"launch": LaunchConfig(kind=LaunchKind.slurm, dry_run=True)}, "launch.dry_run=True"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dataclasses.replace(made, **changes)

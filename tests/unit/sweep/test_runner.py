@@ -1,12 +1,17 @@
 """Stages are done once, in order; a failed arm costs the others nothing; what changed is done again."""
 
 import json
+import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
+from loopcoder_train.runtime.lock import RunLock
+from loopcoder_train.sweep import runner
 from loopcoder_train.sweep.arms import Arm
-from loopcoder_train.sweep.runner import Stopped, run_arms
+from loopcoder_train.sweep.runner import LAUNCHER_LOCK, StageProcesses, Stopped, run_arms
 from loopcoder_train.sweep.stages import Stage
 
 
@@ -74,5 +79,70 @@ def test_other_arguments_are_another_stage(tmp_path):
 def test_a_folder_that_cannot_be_used_costs_its_arm_only(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a").write_text("a file, where the run's folder should be")
+    processes, commands = StageProcesses(print), Commands()
+
+    def run(stage: Stage, log: Path) -> int:
+        return processes.run(stage, log) if stage.run_dir == tmp_path / "x" / "a" else commands(stage, log)
+
+    arms = [(arm(name), stages(tmp_path, name, *"abc")) for name in ("x", "y")]
+    assert [outcome.failed for outcome in run_arms(tmp_path, arms, run, print)] == ["a", None]
+    assert commands.done == ["ay", "by", "cy"]
+
+
+def test_an_arm_whose_folder_is_a_file_costs_itself_only(tmp_path):
+    (tmp_path / "x").write_text("a file")
     commands = Commands()
     assert sweep(tmp_path, commands) == ["a", None] and commands.done == ["ay", "by", "cy"]
+
+
+def checkpoint(run_dir: Path, step: int, content: str = "hash") -> None:
+    folder = run_dir / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "COMMIT").write_text(content)
+
+
+def test_a_run_that_went_on_or_is_gone_is_done_again(tmp_path):
+    for name in ("x", "y"):
+        checkpoint(tmp_path / name / "a", 5)
+        checkpoint(tmp_path / name / "b", 5)
+    sweep(tmp_path, Commands())
+    checkpoint(tmp_path / "x" / "b", 9)
+    shutil.rmtree(tmp_path / "y" / "a")
+    again = Commands()
+    sweep(tmp_path, again)
+    assert again.done == ["bx", "ay"]
+
+
+def test_what_was_tuned_from_another_checkpoint_is_not_called_done(tmp_path):
+    first, tuned = tmp_path / "x" / "first", tmp_path / "x" / "tuned"
+    stage = Stage(name="tune", arguments=["tune"], run_dir=tuned, trains=True, source=first)
+    checkpoint(first, 5)
+    commands, said = Commands(), []
+
+    def again() -> str | None:
+        return run_arms(tmp_path, [(arm("x"), [stage])], commands, said.append)[0].failed
+
+    assert again() is None and again() is None and commands.done == ["tune"]
+    checkpoint(tuned, 3)
+    assert again() is None and len(commands.done) == 2, "its own steps are gone on with"
+    (first / "checkpoints" / "step-00000005" / "COMMIT").write_text("trained anew")
+    assert again() == "tune" and len(commands.done) == 2 and "another checkpoint" in said[-2]
+    shutil.rmtree(tuned)
+    assert again() is None and len(commands.done) == 3
+
+
+def training(folder: Path) -> Stage:
+    return Stage(name="pretrain", arguments=["--version"], run_dir=folder / "run", trains=True)
+
+
+def test_a_training_that_paused_is_not_done(tmp_path):
+    assert StageProcesses(print).run(training(tmp_path), tmp_path / "log") == 1
+
+
+def test_a_stop_ends_the_wait_for_a_former_run_and_starts_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    processes = StageProcesses(lambda text: stop())
+    stop = threading.Timer(0.1, lambda: processes._received(signal.SIGINT, None)).start
+    with RunLock(tmp_path / "run", name=LAUNCHER_LOCK), pytest.raises(Stopped) as stopped:
+        processes.run(training(tmp_path), tmp_path / "log")
+    assert stopped.value.code == 130

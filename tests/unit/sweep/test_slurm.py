@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm import Job
+from loopcoder_train.config import UserError
 from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.sweep import slurm as stages
 from loopcoder_train.sweep.runner import Stopped
@@ -63,6 +64,23 @@ def test_a_job_in_the_queue_and_a_trained_run_are_not_submitted_again(cluster, t
     assert run.run(stage(run_dir, trains=True), tmp_path / "log") == 0
     assert cluster.lines == [] and len(waits) == 1
     assert run.run(stage(run_dir, trains=True), tmp_path / "log") == 0 and cluster.lines == []
+
+
+def test_a_queue_that_does_not_answer_is_asked_again(cluster, tmp_path, monkeypatch):
+    run_dir, answers = tmp_path, [UserError("squeue: timed out")] * 2
+
+    def jobs_of(_: Path) -> list[Job]:
+        if answers:
+            raise answers.pop()
+        return []
+
+    run = SlurmStages(LAUNCH, pause=lambda seconds: False)
+    monkeypatch.setattr(stages.slurm, "jobs_of", jobs_of)
+    assert run._is_queued(run_dir, tmp_path / "log") is False and not answers
+    assert (tmp_path / "log").read_text().count("timed out; asking again") == 2
+    answers.extend([UserError("squeue: gone")] * stages.MOST_QUESTIONS)
+    with pytest.raises(UserError, match="gone"):
+        run._is_queued(run_dir, tmp_path / "log")
 
 
 def test_the_rest_goes_through_srun(cluster, tmp_path):

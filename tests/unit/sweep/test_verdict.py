@@ -1,5 +1,7 @@
 """Who won, how sure, at what cost; and every reason to say nothing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -77,3 +79,12 @@ def test_unfinished_arms_and_single_values_get_no_verdict():
     arms = [result("R = 1", [4.0, 4.1]), result("R = 2", [3.0, 3.1])]
     assert judge(arms, MATCHED, ["R = 3"]).sentence == "No verdict: R = 3 did not finish."
     assert judge(arms[:1], MATCHED, []).sentence == "No verdict: there is nothing to compare with."
+
+
+def test_losses_of_other_documents_are_not_compared():
+    other = result("R = 2", [3.0, 3.1], tokens=9)
+    for seeds in ([0], [0, 1]):
+        arms = [result("R = 1", [4.0, 4.1], seed=seed) for seed in seeds]
+        found = judge([*arms, *(dataclasses.replace(other, seed=seed) for seed in seeds)], MATCHED, [])
+        assert found.best is None and found.values == []
+        assert "changes the held-out documents" in found.sentence

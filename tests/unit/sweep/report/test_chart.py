@@ -45,6 +45,12 @@ def test_a_second_axis_has_a_scale_of_its_own():
     assert first == second and chart.right_ticks and [tick.label for tick in chart.x_ticks] == ["1", "2"]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_what_is_no_number_is_left_out(bad):
+    chart = draw("t", [line((1, bad), (2, 1.0, bad, 2.0), (3, 2.0, 1.0, 3.0))], x_label="x", whole_x=True)
+    assert [mark.low is None for mark in chart.lines[0].marks] == [True, False]
+
+
 def test_nothing_to_draw_is_no_chart():
     assert draw("t", [line()], x_label="x") is None
     assert draw("t", [line((1, 0.0))], x_label="x", log_y=True) is None

@@ -1,7 +1,9 @@
 """What the page says is what report.json says, and that is what the runs' own files say."""
 
+import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +13,7 @@ from loopcoder_train.config import UserError
 from loopcoder_train.sweep.arms import Arm, Sweep
 from loopcoder_train.sweep.report.page import render
 from loopcoder_train.sweep.report.report import numbers, report_of_runs, report_of_sweep, write_json, write_page
+from loopcoder_train.sweep.verdict import judge
 
 
 class Tables(HTMLParser):
@@ -97,6 +100,22 @@ def test_references_are_outside_of_the_verdict(report):
     assert report.matched and all("layers" not in check.evidence for check in report.proofs[0].match.checks)
 
 
+def test_languages_keep_their_columns_without_a_verdict(report):
+    bare = dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, values=[], best=None))
+    table = re.search(r'<table class="sortable" id="table-languages">.*?</table>', render(bare), re.DOTALL)[0]
+    head, *rows = table.split("<tr>")[1:]
+    assert {len(re.findall("<t[hd]", text)) for text in (head, *rows)} == {4}, "language, tokens and two values"
+
+
+def test_several_seeds_are_told_apart_and_intervals_are_called_what_they_are(report):
+    one, two, deep = report.arms
+    arms = [one, two, deep, *(dataclasses.replace(arm, name=arm.name + "s1", seed=1) for arm in (one, two))]
+    verdict = judge([arm for arm in arms if arm.reference is None], [], [])
+    text = Tables(render(dataclasses.replace(report, arms=arms, verdict=verdict))).text
+    assert "R = 2, seed 1" in text and "R = 2, seed 0" in text
+    assert "those of single arms over documents, those of values below over seeds" in text
+
+
 def test_the_page_needs_nothing_else(report):
     text = render(report)
     assert not re.search(r"""(src|href)=["'](?!data:,)""", text) and "http" not in text.replace("http-equiv", "")
@@ -112,6 +131,35 @@ def test_an_arm_that_did_not_finish_is_named(sweep, tmp_path):
     report = report_of_sweep(tmp_path / "s")
     assert report.failed.keys() == {"R = 3"} and "num_loops=3" in report.failed["R = 3"]
     assert report.verdict.best is None and "R = 3" in render(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("evaluation.json", '{"step": 6', "is damaged"),
+        ("diagnostics.json", '{"step": 3}', "is of step 3, the run stands at 6; run `loopcoder diagnose"),
+        ("metrics.jsonl", None, "cannot be read"),
+        ("conversations/plan.json", "{}", "no plan that this program made"),
+    ],
+)
+def test_a_damaged_file_costs_its_arm_only(sweep, tmp_path, name, content, said):
+    folder = tmp_path / "s"
+    shutil.copytree(sweep, folder)
+    path = folder / "num_loops=2" / "pretrain" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink() if content is None else path.write_text(content)
+    report = report_of_sweep(folder)
+    assert report.failed.keys() == {"R = 2"} and said in report.failed["R = 2"] and "\n" not in report.failed["R = 2"]
+
+
+def test_loops_at_inference_are_of_the_same_tokens(sweep, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(sweep, folder)
+    path = folder / "num_loops=2" / "pretrain" / "evaluation_loops4.json"
+    content = json.loads(path.read_text())
+    content["overall"]["supervised_tokens"] += 1
+    path.write_text(json.dumps(content))
+    assert report_of_sweep(folder).arms[1].inference.keys() == {1, 2}
 
 
 def test_any_runs_are_compared(sweep):
@@ -130,6 +178,11 @@ def test_the_command_writes_both_files(sweep, tmp_path, capsys, monkeypatch):
     assert main(["report", str(sweep / "num_loops=1" / "pretrain"), "html=p,=q.html"]) == 0
     assert "No verdict" in capsys.readouterr().out and (tmp_path / "p,=q.html").exists()
     assert json.loads((tmp_path / "p,=q.json").read_text())["format"] == "loopcoder-sweep-report"
+
+
+def test_flags_keep_their_values(sweep, capsys):
+    assert main(["report", str(sweep), "--cfg", "job"]) == 0
+    assert f"- {sweep}\n" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said(sweep, tmp_path, capsys):
