@@ -41,8 +41,7 @@ def check(config, prompt_length):
     logits = [decoder.prefill(tokens[:, :prompt_length])]
     logits += [decoder.step(tokens[:, position]) for position in range(prompt_length, 40)]
     torch.testing.assert_close(torch.stack(logits, dim=1), expected[:, prompt_length - 1 :], rtol=1e-4, atol=1e-4)
-    kept = sum(x.numel() * 4 for loop in decoder._caches for kv in loop for x in (kv.key, kv.value))
-    assert kept == 2 * kv_cache_bytes(config, 40, bytes_per_value=4)
+    assert decoder.cache_bytes() == 2 * kv_cache_bytes(config, 40, bytes_per_value=4)
 
 
 def test_an_empty_prompt_is_refused():
