@@ -16,7 +16,7 @@ class KVCache:
     """
 
     def __init__(self, kept: SharedKV, limit: int | None = None):
-        """`kept`: the positions so far, [B, n, G, D], oldest first; at most `limit` of them. Becomes this cache's own."""
+        """`kept`: the positions so far, [B, n, G, D], oldest first, at most `limit`. Becomes this cache's own."""
         self._key, self._value, self._limit = kept.key, kept.value, limit
         self._positions = kept.key.shape[1]
         self._oldest = 0  # where a full ring is written next
@@ -43,10 +43,11 @@ class KVCache:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the memory that is held for them: whatever the buffers are parts of, and room for positions to come."""
+        """Bytes of the memory that is held for them: all that the buffers are parts of, and room for more positions."""
         return sum(x.untyped_storage().nbytes() for x in (self._key, self._value))
 
     def _grow(self) -> None:
+        """Move to buffers with room for more positions, a ring's for no more than its limit."""
         more = GROWTH_POSITIONS
         if self._limit is not None:
             more = min(more, self._limit - self._key.shape[1])
