@@ -91,7 +91,7 @@ class Decoder:
         return loop_index == 0 or self.config.loop_kind is LoopKind.sequential
 
     def _tail(self, kv: SharedKV) -> SharedKV:
-        """A copy of what the window leaves: a view would hold the whole prompt's memory."""
+        """A copy of what the window leaves: views would hold every loop's whole prompt until the last pass is done."""
         keep = slice(-self.config.window_left - 1, None)
         return SharedKV(kv.key[:, keep].clone(), kv.value[:, keep].clone())
 

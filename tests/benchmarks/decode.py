@@ -170,12 +170,12 @@ def head(options: argparse.Namespace, device: torch.device, load: float) -> list
         *([] if device.type == "cuda" else ["**Not run on a GPU.**"]),
         "",
         "One sequence, token after token, by `loopcoder_train/model/decode.py`. All five models have the same layers",
-        f"({said}). Weights are the initial ones and the caches are",
-        "filled with random numbers: latency does not depend on values. Reading the prompt is not measured.",
-        f"{ROUNDS} rounds; in each every model decodes a few tokens, one model after the other. Cells are median (min-max)",
-        "over the rounds. KV bytes are the memory that the decoder holds after the prompt; the run fails where it is not",
-        f"`kv_cache_bytes`. While decoding, a full cache of all positions grows by {GROWTH_POSITIONS} at once, a copy that",
-        "these rounds leave out.",
+        f"({said}). Weights are the initial ones and the caches",
+        "are filled with random numbers: latency does not depend on values. Reading the prompt is not measured.",
+        f"{ROUNDS} rounds; in each every model decodes a few tokens, one model after the other. Cells are median",
+        "(min-max) over the rounds. KV bytes are the memory that the decoder holds after the prompt; the run fails where",
+        "it is not `kv_cache_bytes`. While decoding, a full cache of all positions grows by",
+        f"{GROWTH_POSITIONS} at once, a copy that these rounds leave out.",
         "",
         "The paper (Table 1, MoE 680M/13B): "
         + "; ".join(f"{kind}: {figures}" for kind, figures in PAPER.items())
