@@ -155,7 +155,7 @@ def matrix_row(dtype: torch.dtype, device: torch.device) -> str:
 
 def head(options: argparse.Namespace, device: torch.device, load: float) -> list[str]:
     """What was measured, where and how."""
-    where = f"{torch.get_num_threads()} threads of torch"
+    where = f"threads of torch: {torch.get_num_threads()}"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     sizes = {name: count_parameters(variants(model_shape(name))["plain"]).total for name in options.shape}
@@ -173,8 +173,8 @@ def head(options: argparse.Namespace, device: torch.device, load: float) -> list
         f"({said}). Weights are the initial ones and the caches",
         "are filled with random numbers: latency does not depend on values. Reading the prompt is not measured.",
         f"{ROUNDS} rounds; in each every model decodes a few tokens, one model after the other. Cells are median",
-        "(min-max) over the rounds. KV bytes are the memory that the decoder holds after the prompt; the run fails where",
-        "it is not `kv_cache_bytes`. While decoding, a full cache of all positions grows by",
+        "(min-max) over the rounds. KV bytes are the memory that the decoder holds after the prompt; the run fails",
+        "where it is not `kv_cache_bytes`. While decoding, a full cache of all positions grows by",
         f"{GROWTH_POSITIONS} at once, a copy that these rounds leave out.",
         "",
         "The paper (Table 1, MoE 680M/13B): "
