@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from loopcoder_train.config import GateInput, LoopKind
-from loopcoder_train.model import build_model
+from loopcoder_train.model import build_model, kv_cache
 from loopcoder_train.model.counts import kv_cache_bytes
 from loopcoder_train.model.decode import Decoder
+from loopcoder_train.model.kv_cache import GROWTH_POSITIONS
 from tests.conftest import RELEASED_PRESET, randomize, small_model
 
 
@@ -41,8 +42,34 @@ def check(config, prompt_length):
     logits = [decoder.prefill(tokens[:, :prompt_length])]
     logits += [decoder.step(tokens[:, position]) for position in range(prompt_length, 40)]
     torch.testing.assert_close(torch.stack(logits, dim=1), expected[:, prompt_length - 1 :], rtol=1e-4, atol=1e-4)
-    kept = sum(x.numel() * 4 for loop in decoder._caches for kv in loop for x in (kv.key, kv.value))
-    assert kept == 2 * kv_cache_bytes(config, 40, bytes_per_value=4)
+    assert decoder.cache_bytes() == 2 * kv_cache_bytes(config, 40, bytes_per_value=4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt_length", [1, 4, 6, 7, 30])
+@pytest.mark.parametrize(
+    ("num_loops", "kind"),
+    [(1, LoopKind.parallel), (2, LoopKind.sequential)] + [(r, LoopKind.parallel) for r in (2, 3, 4)],
+)
+def test_bytes_of_the_cache_are_the_closed_form(num_loops, kind, prompt_length):
+    """After a prompt no more memory is held than is used: a ring does not keep the whole prompt's tensor alive."""
+    config = small_model(num_loops=num_loops, loop_kind=kind, window_left=5)
+    decoder = Decoder(build_model(config))
+    decoder.prefill(torch.zeros(3, prompt_length, dtype=torch.long))
+    expected = 3 * kv_cache_bytes(config, prompt_length, bytes_per_value=4)
+    assert (decoder.cache_bytes(), decoder.allocated_bytes()) == (expected, expected)
+    for length in range(prompt_length + 1, prompt_length + 10):
+        decoder.step(torch.zeros(3, dtype=torch.long))
+        assert decoder.cache_bytes() == 3 * kv_cache_bytes(config, length, bytes_per_value=4)
+    grown = kv_cache_bytes(config, prompt_length + GROWTH_POSITIONS, bytes_per_value=4)
+    assert decoder.allocated_bytes() == 3 * grown
+
+
+@torch.no_grad()
+def test_a_buffer_grows_again_and_again(monkeypatch):
+    """The text is much longer than what a full buffer grows by, for whole caches and for rings."""
+    monkeypatch.setattr(kv_cache, "GROWTH_POSITIONS", 3)
+    check(small_model(num_loops=3, window_left=10), prompt_length=2)
 
 
 def test_an_empty_prompt_is_refused():
