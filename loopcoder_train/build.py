@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,7 +102,7 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
         if not snapshot and not origin:
             record_initial_values(engine, parameter_shapes(config.model), metrics)
         if origin:
-            said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step}
+            said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step, "commit": origin.commit}
             metrics.event("weights_from", 0, "; ".join(origin.notes), **said)
         ranks = {"data_parallel_rank": engine.data_parallel_rank, "data_parallel_size": engine.data_parallel_size}
         loader = stack.enter_context(build_loader(config, stream, state.batches, **ranks))
@@ -214,11 +215,15 @@ def resume(config: RunConfig, engine: Engine, process: Process, console: Console
                 "over with fresh=true"
             )
         return None
-    check_options(config, RunSnapshot.from_json(found.checkpoint.state))
+    changes = check_options(config, RunSnapshot.from_json(found.checkpoint.state))
     enter("loading the checkpoint", part="load_checkpoint")
     snapshot = restore(
         found.checkpoint, engine, rank=process.rank, world_size=process.world_size, device=process.device
     )
+    for option, before, after in changes:
+        console.note(f"WARNING: from step {snapshot.training.step + 1} on {option} is {after}, it was {before}")
+        change = {"step": snapshot.training.step, "option": option, "before": before, "after": after}
+        snapshot.training.option_changes.append(change)
     if found.rejected:
         console.note(f"WARNING: falling back to the previous good checkpoint, step {snapshot.training.step}")
         leave_abandoned_future(config, snapshot.training.step, process, console)
@@ -244,13 +249,14 @@ def look_in_mirror(config: RunConfig, found: Found, console: Console) -> Found:
     return Found(there.checkpoint or own, found.rejected + there.rejected, found.damaged or there.damaged)
 
 
-def check_options(config: RunConfig, snapshot: RunSnapshot) -> None:
-    """The options that change the result are those of the checkpoint, or their change was accepted.
+def check_options(config: RunConfig, snapshot: RunSnapshot) -> list[tuple[str, Any, Any]]:
+    """Changes, accepted ones, of options that change the result since the checkpoint: (option, before, after).
 
     The launcher compares configurations too, but a worker may be started by hand with an edited run.yaml.
     """
     changes = differences(snapshot.options, result_options(config))
     refuse_changes(f"run_dir={config.run_dir}", changes, accepted=config.accept_config_changes)
+    return changes
 
 
 def leave_abandoned_future(config: RunConfig, step: int, process: Process, console: Console) -> None:

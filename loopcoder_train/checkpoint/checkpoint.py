@@ -19,7 +19,7 @@ from loopcoder_train.checkpoint.integrity import (
     read_json,
     read_manifest,
 )
-from loopcoder_train.checkpoint.layout import FORMAT_VERSION, STATE, parse_folder
+from loopcoder_train.checkpoint.layout import COMMIT, FORMAT_VERSION, STATE, parse_folder
 from loopcoder_train.checkpoint.tensors import check_headers, fill_shards, read_tensor
 from loopcoder_train.model.state import TensorShard
 
@@ -44,6 +44,11 @@ class Checkpoint:
         """Optimizer steps done when it was saved; known from the folder's name also where the rest is damaged."""
         name = parse_folder(self.path.name)
         return self.manifest.step if name is None else name.step
+
+    @property
+    def commit(self) -> str:
+        """The hash that it was committed with, which stands for every bit of it. OSError where it cannot be read."""
+        return (self.path / COMMIT).read_text().strip()
 
     @property
     def state(self) -> dict[str, Any]:

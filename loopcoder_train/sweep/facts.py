@@ -38,6 +38,9 @@ class RunFacts:
     step: int
     initial: dict[str, int]  # parameter -> recorded fingerprint of its first value; empty where there is no record
     first_weights: str | None  # in words, where these come from; None: nothing tells
+    origin_commit: str | None  # hash of the checkpoint that they come from; None: from none
+    commit: str  # hash of the newest checkpoint
+    pretraining_commit: str | None = None  # of a tuned run: the checkpoint that it must come from, if one is told
     steps: dict[int, tuple[float, int]]  # trained tokens -> (learning rate, supervised tokens) as recorded
     audit: list[str]  # what the records and the stream disagree about
     plan_hash: str | None = None
@@ -66,17 +69,22 @@ def read_facts(run_dir: Path) -> RunFacts:
     if not (run_dir / RUN_CONFIG_FILE).is_file():
         raise UserError(f"{run_dir}: no run there ({RUN_CONFIG_FILE} is missing); give the folder of a run, or a sweep")
     config = read_run_config(run_dir / RUN_CONFIG_FILE)
-    snapshots = {saved.step: RunSnapshot.from_json(saved.state) for saved in checkpoints_of(run_dir)}
+    checkpoints = checkpoints_of(run_dir)
+    snapshots = {saved.step: RunSnapshot.from_json(saved.state) for saved in checkpoints}
     if not snapshots:
         raise UserError(f"{run_dir}: has no checkpoint yet; train it first")
-    initial, first_weights = _first_weights(run_dir)
+    if not (run_dir / METRICS_FILE).exists():
+        raise UserError(f"{run_dir}: its record {METRICS_FILE} is missing; bring it back")
+    first = _first_weights(run_dir)
     return RunFacts(
         run_dir=run_dir,
         config=config,
         snapshots=snapshots,
         step=max(snapshots),
-        initial=initial,
-        first_weights=first_weights,
+        initial=first.get("fingerprints", {}),
+        first_weights=first.get("checkpoint", "from the seed") if first else None,
+        origin_commit=first.get("commit"),
+        commit=checkpoints[-1].commit,
         steps=_steps(run_dir),
         audit=_audit(run_dir, config, snapshots),
         plan_hash=Plan.open(run_dir).plan_hash if (run_dir / PLAN_FOLDER).is_dir() else None,
@@ -85,15 +93,11 @@ def read_facts(run_dir: Path) -> RunFacts:
     )
 
 
-def _first_weights(run_dir: Path) -> tuple[dict[str, int], str | None]:
-    """What the run recorded of the weights that it began with: fingerprints, and in words where they came from."""
+def _first_weights(run_dir: Path) -> dict[str, Any]:
+    """The event in which the run recorded what it began with; empty without one."""
     events = read_metrics(run_dir / METRICS_FILE, ["event"])
-    first = [event for event in events if event["event"] in (INITIAL_VALUES, WEIGHTS_FROM)]
-    if not first:
-        return {}, None
-    if first[-1]["event"] == WEIGHTS_FROM:
-        return {}, f"{first[-1]['checkpoint']}"
-    return first[-1]["fingerprints"], "from the seed"
+    found = [event for event in events if event["event"] in (INITIAL_VALUES, WEIGHTS_FROM)]
+    return found[-1] if found else {}
 
 
 def _steps(run_dir: Path) -> dict[int, tuple[float, int]]:

@@ -2,6 +2,7 @@
 
 Runs are compared with the first of them. What the swept option changes by its nature (a sweep over `optimizer.peak_lr`
 has other learning rates) is called swept, not the same; everything else must be the same, or the runs are not matched.
+Each difference says by itself which options explain it: most are explained by none.
 """
 
 import hashlib
@@ -11,18 +12,23 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from loopcoder_train.config.compare import changes_result, differences
+from loopcoder_train.config.compare import changes_result, differences, result_options
 from loopcoder_train.model.names import is_gate
 from loopcoder_train.sweep.facts import RunFacts
+from loopcoder_train.training.schedule import learning_rate
 
-# Options that give another result by their nature -> which check they then explain.
+# Options or groups that make a difference by their nature.
 _SHAPES = ("hidden_size", "intermediate_size", "num_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
            "vocab_size", "init_std", "tie_embeddings", "gate_input")  # fmt: skip
 _INITIAL = tuple(f"model.{name}" for name in _SHAPES)
 _LENGTH = ("training.num_steps", "training.global_batch_size", "data.sequence_length", "data.segments")
 _STREAM = ("data", "training.num_steps", "training.global_batch_size")
 _SCHEDULE = ("optimizer.peak_lr", "schedule", *_LENGTH)
-_OWN_WEIGHTS = "model.init_from"  # a tuned arm starts from its own pretraining
+_SEGMENTS = ("data.segments",)  # a later one may bring a corpus of its own
+OWN_WEIGHTS = "model.init_from"  # a tuned run starts from its own pretraining
+
+# Options that a tuning run takes over from its pretraining; whatever else is swept must be the same in all tunings.
+_INHERITED = ("model", "data.sequence_length", "training.precision")
 
 
 class Status(Enum):
@@ -34,8 +40,17 @@ class Status(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One line. `explained`: options or groups of which a swept one makes this difference; none: it is a fault."""
+
+    text: str
+    explained: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the proof. `evidence`: what was compared, of the first run; `found`: every difference, in a line."""
+    """One line of the proof. `evidence`: what was compared, of the first run; `found`: every difference, in a line,
+    those that nothing explains first."""
 
     name: str
     status: Status
@@ -64,6 +79,7 @@ class Match:
 
 
 Runs = Sequence[tuple[str, RunFacts]]
+Compare = Callable[[RunFacts, RunFacts], list[Difference]]
 
 
 def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Match:
@@ -72,24 +88,22 @@ def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Ma
     other_seeds: the runs have a seed each, and are matched only in what no seed changes.
     """
     tuned = runs[0][1].config.finetune is not None
-    allowed = {axis, *(["seed"] if other_seeds else []), *([_OWN_WEIGHTS] if tuned else [])}
-    checks = [
-        _check("finished", runs, _finished, axis, ()),
-        _check("options", runs, lambda first, other: _options(first, other, allowed), axis, ()),
-        _check("tokenizer", runs, lambda a, b: _stream_keys(a, b, ("tokenizer_hash",)), axis, ("data",)),
-        _check("schedule", runs, _schedule, axis, _SCHEDULE),
-        _check("skipped batches", runs, _ledgers, axis, ("guards",)),
-        _check("held-out documents", runs, _heldout, axis, ("data",)),
-    ]
-    if not other_seeds:
-        checks.insert(3, _check("token stream", runs, _stream, axis, _STREAM))
-    if tuned:
-        checks.insert(2, _check("conversations", runs, _plans, axis, ("data.sequence_length",)))
-    else:
-        checks.insert(2, _check("corpus", runs, lambda a, b: _stream_keys(a, b, ("manifest_hash",)), axis, ("data",)))
-        if not other_seeds:
-            checks.insert(2, _check("initial values", runs, _initial, axis, _INITIAL))
-    return Match(axis, tuple(checks), tuple(_free(runs, allowed)))
+    allowed = [name for name in (axis, "seed" if other_seeds else None, OWN_WEIGHTS if tuned else None) if name]
+    checks: dict[str, Compare | None] = {
+        "finished": _finished,
+        "options": lambda first, other: _options(first, other, allowed),
+        "initial values": None if tuned or other_seeds else _initial,
+        "pretrained weights": _pretrained if tuned else None,
+        "corpus": None if tuned else lambda a, b: _stream_key(a, b, "manifest_hash"),
+        "conversations": _plans if tuned else None,
+        "tokenizer": lambda a, b: _stream_key(a, b, "tokenizer_hash"),
+        "token stream": None if other_seeds else _stream,
+        "schedule": _schedule,
+        "skipped batches": None if other_seeds else _ledgers,
+        "held-out documents": _heldout,
+    }
+    made = [_check(name, runs, compare, axis) for name, compare in checks.items() if compare is not None]
+    return Match(axis, tuple(made), tuple(_free(runs, allowed)))
 
 
 _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
@@ -100,6 +114,7 @@ _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
         if facts.initial
         else str(facts.first_weights)
     ),
+    "pretrained weights": lambda facts: f"checkpoint {(facts.origin_commit or 'none')[:12]}",
     "corpus": lambda facts: str(facts.newest.stream["manifest_hash"])[:12],
     "tokenizer": lambda facts: str(facts.newest.stream["tokenizer_hash"])[:12],
     "token stream": lambda facts: (
@@ -113,53 +128,69 @@ _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
 }
 
 
-def _check(
-    name: str,
-    runs: Runs,
-    compare: Callable[[RunFacts, RunFacts], list[str]],
-    axis: str | None,
-    explained: Sequence[str],
-) -> Check:
+def _check(name: str, runs: Runs, compare: Compare, axis: str | None) -> Check:
     """Every run beside the first, and the first beside itself: a rule for one run holds for it, too."""
     first_label, first = runs[0]
-    found = [
-        f"{label}: {text}" if label == first_label else f"{label} against {first_label}: {text}"
-        for label, facts in runs
-        for text in compare(first, facts)
-    ]
-    lies_in = axis is not None and any(axis == option or axis.startswith(option + ".") for option in explained)
-    status = Status.same if not found else Status.swept if lies_in else Status.different
-    return Check(name, status, _EVIDENCE[name](first), tuple(found))
+    faults, swept = [], []
+    for label, facts in runs:
+        for difference in compare(first, facts):
+            beside = label if label == first_label else f"{label} against {first_label}"
+            explained = axis is not None and lies_in(axis, difference.explained)
+            (swept if explained else faults).append(f"{beside}: {difference.text}")
+    status = Status.different if faults else Status.swept if swept else Status.same
+    return Check(name, status, _EVIDENCE[name](first), (*faults, *swept))
 
 
-def _finished(_: RunFacts, facts: RunFacts) -> list[str]:
+def inherited(option: str) -> bool:
+    """Whether a tuning run has this option from its pretraining, so that a sweep over it changes both."""
+    return lies_in(option, _INHERITED)
+
+
+def lies_in(option: str, names: Sequence[str]) -> bool:
+    """Whether an option is one of `names` or lies below one."""
+    return any(option == name or option.startswith(name + ".") for name in names)
+
+
+def _finished(_: RunFacts, facts: RunFacts) -> list[Difference]:
     done, steps = facts.step, facts.config.training.num_steps
-    return [] if facts.finished else [f"stands at step {done} of {steps}"]
+    return [] if facts.finished else [Difference(f"stands at step {done} of {steps}")]
 
 
-def _options(first: RunFacts, facts: RunFacts, allowed: set[str | None]) -> list[str]:
-    changes = differences(first.options, facts.options)
-    return [
-        f"{key} is {after}, not {before}"
-        for key, before, after in changes
-        if key not in allowed and changes_result(key)
+def _options(first: RunFacts, facts: RunFacts, allowed: Sequence[str]) -> list[Difference]:
+    """Of both runs as they are, as their checkpoints were made, and as they were changed on the way."""
+    found = [
+        Difference(f"{key} is {after}, not {before}")
+        for key, before, after in differences(first.options, facts.options)
+        if changes_result(key) and not lies_in(key, allowed)
     ]
+    saved = differences(facts.newest.options, result_options(facts.config))
+    found += [
+        Difference(f"its last checkpoint was made with {key}={before}, not {after}") for key, before, after in saved
+    ]
+    ours, theirs = first.newest.training.option_changes, facts.newest.training.option_changes
+    if ours != theirs:
+        found.append(Difference(f"changed on the way {_changes(theirs)}, not {_changes(ours)}"))
+    return found
 
 
-def _free(runs: Runs, allowed: set[str | None]) -> list[str]:
+def _changes(changes: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{one['option']} to {one['after']} after step {one['step']}" for one in changes) or "nothing"
+
+
+def _free(runs: Runs, allowed: Sequence[str]) -> list[str]:
     (_, first), found = runs[0], {}
     for _, facts in runs[1:]:
         for key, _, _ in differences(first.options, facts.options):
-            if key not in allowed and key != "run_dir" and not changes_result(key):
+            if not lies_in(key, allowed) and key != "run_dir" and not changes_result(key):
                 found[key] = None
     return list(found)
 
 
-def _initial(first: RunFacts, facts: RunFacts) -> list[str]:
+def _initial(first: RunFacts, facts: RunFacts) -> list[Difference]:
     if facts.first_weights is None:
-        return ["has no record of the weights that it began with"]
+        return [Difference("has no record of the weights that it began with")]
     if first.first_weights != facts.first_weights:
-        return [f"first weights {facts.first_weights}, not {first.first_weights}"]
+        return [Difference(f"first weights {facts.first_weights}, not {first.first_weights}")]
     names = list(dict.fromkeys([*first.initial, *facts.initial]))
     differing = [
         name
@@ -167,7 +198,26 @@ def _initial(first: RunFacts, facts: RunFacts) -> list[str]:
         if first.initial.get(name) != facts.initial.get(name)
         and not (is_gate(name) and (name not in first.initial or name not in facts.initial))
     ]
-    return [f"{len(differing)} tensors begin with other values, such as {differing[0]}"] if differing else []
+    if not differing:
+        return []
+    return [Difference(f"{len(differing)} tensors begin with other values, such as {differing[0]}", _INITIAL)]
+
+
+def _pretrained(_: RunFacts, facts: RunFacts) -> list[Difference]:
+    """Of each run by itself: its first weights are the newest of its own pretraining, bit for bit."""
+    if facts.pretraining_commit in (None, facts.origin_commit):
+        return []
+    return [
+        Difference(
+            f"starts from {facts.first_weights} as of {_short(facts.origin_commit)}; its pretraining ended with "
+            f"{_short(facts.pretraining_commit)}"
+        )
+    ]
+
+
+def _stream_key(first: RunFacts, facts: RunFacts, key: str) -> list[Difference]:
+    a, b = first.newest.stream.get(key), facts.newest.stream.get(key)
+    return [] if a == b else [Difference(f"{key} is {_short(b)}, not {_short(a)}", _SEGMENTS)]
 
 
 def _stream_of(facts: RunFacts, step: int) -> dict[str, Any]:
@@ -177,51 +227,66 @@ def _stream_of(facts: RunFacts, step: int) -> dict[str, Any]:
     return {**saved.stream, **read}
 
 
-def _stream_keys(first: RunFacts, facts: RunFacts, keys: Sequence[str]) -> list[str]:
-    a, b = first.newest.stream, facts.newest.stream
-    return [f"{key} is {_short(b.get(key))}, not {_short(a.get(key))}" for key in keys if a.get(key) != b.get(key)]
-
-
-def _stream(first: RunFacts, facts: RunFacts) -> list[str]:
-    found = [f"the audit says: {line}" for line in facts.audit]
+def _stream(first: RunFacts, facts: RunFacts) -> list[Difference]:
+    found = [Difference(f"the audit says: {line}") for line in facts.audit]
     if not facts.newest.training.data_digest:
-        found.append("has no record of the tokens that it read")
+        found.append(Difference("has no record of the tokens that it read"))
     common = sorted(first.snapshots.keys() & facts.snapshots.keys())
     if not common:
-        found.append("no checkpoints of the same step are left to compare")
+        found.append(Difference("no checkpoints of the same step are left to compare", _STREAM))
     for step in common:
         a, b = _stream_of(first, step), _stream_of(facts, step)
         keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-        found += [f"step {step}: {key} is {_short(b.get(key))}, not {_short(a.get(key))}" for key in keys]
+        found += [
+            Difference(f"step {step}: {key} is {_short(b.get(key))}, not {_short(a.get(key))}", _STREAM) for key in keys
+        ]
     for tokens in sorted(first.steps.keys() & facts.steps.keys()):
         ours, theirs = first.steps[tokens][1], facts.steps[tokens][1]
         if ours != theirs:
-            found.append(f"after {tokens:,} tokens {theirs:,} had a label, not {ours:,}")
+            found.append(Difference(f"after {tokens:,} tokens {theirs:,} had a label, not {ours:,}", _STREAM))
             break
     return found
 
 
-def _schedule(first: RunFacts, facts: RunFacts) -> list[str]:
-    found = []
+def _schedule(first: RunFacts, facts: RunFacts) -> list[Difference]:
+    found = _strays(facts)
     if first.config.total_tokens != facts.config.total_tokens:
-        found.append(f"{facts.config.total_tokens:,} tokens in all, not {first.config.total_tokens:,}")
+        text = f"{facts.config.total_tokens:,} tokens in all, not {first.config.total_tokens:,}"
+        found.append(Difference(text, _LENGTH))
     common = sorted(first.steps.keys() & facts.steps.keys())
     if not common:
-        found.append("no step after the same number of tokens was recorded")
+        found.append(Difference("no step after the same number of tokens was recorded", _LENGTH))
     for tokens in common:
         ours, theirs = first.steps[tokens][0], facts.steps[tokens][0]
         if ours != theirs:
-            found.append(f"after {tokens:,} tokens the learning rate is {theirs:.6g}, not {ours:.6g}")
+            text = f"after {tokens:,} tokens the learning rate is {theirs:.6g}, not {ours:.6g}"
+            found.append(Difference(text, _SCHEDULE))
             break
     return found
 
 
-def _ledgers(first: RunFacts, facts: RunFacts) -> list[str]:
+def _strays(facts: RunFacts) -> list[Difference]:
+    """Recorded rates that are not those of the run's own options; one whose options were changed had others before."""
+    if facts.newest.training.option_changes:
+        return []
+    config = facts.config
+    for tokens, (recorded, _) in sorted(facts.steps.items()):
+        own = learning_rate(
+            tokens, total_tokens=config.total_tokens, optimizer=config.optimizer, schedule=config.schedule
+        )
+        if recorded != own:
+            return [
+                Difference(f"after {tokens:,} tokens it recorded the rate {recorded:.6g}, its options give {own:.6g}")
+            ]
+    return []
+
+
+def _ledgers(first: RunFacts, facts: RunFacts) -> list[Difference]:
     def entries(one: RunFacts) -> list[tuple[int, int | None]]:
         return [(entry["batch"], entry["back_to"]) for entry in one.newest.history["ledger"]]
 
     a, b = entries(first), entries(facts)
-    return [] if a == b else [f"skipped {_batches(b)}, not {_batches(a)}"]
+    return [] if a == b else [Difference(f"skipped {_batches(b)}, not {_batches(a)}", ("guards",))]
 
 
 def _batches(entries: list[tuple[int, int | None]]) -> str:
@@ -229,15 +294,19 @@ def _batches(entries: list[tuple[int, int | None]]) -> str:
     return f"{len(entries)} batches: {', '.join(shown)}" if entries else "none"
 
 
-def _plans(first: RunFacts, facts: RunFacts) -> list[str]:
+def _plans(first: RunFacts, facts: RunFacts) -> list[Difference]:
     a, b = first.plan_hash, facts.plan_hash
-    return [] if a == b and a is not None else [f"plan {_short(b)}, not {_short(a)}"]
+    if b is None:
+        return [Difference("has no plan")]
+    return [] if a == b else [Difference(f"plan {_short(b)}, not {_short(a)}", ("data.sequence_length", "finetune"))]
 
 
-def _heldout(first: RunFacts, facts: RunFacts) -> list[str]:
+def _heldout(first: RunFacts, facts: RunFacts) -> list[Difference]:
     if facts.heldout is None:
-        return ["was not evaluated; run `loopcoder evaluate` on it"]
-    return [] if facts.heldout == first.heldout else [f"documents {_short(facts.heldout)}, not {_short(first.heldout)}"]
+        return [Difference("was not evaluated; run `loopcoder evaluate` on it")]
+    if facts.heldout == first.heldout:
+        return []
+    return [Difference(f"documents {_short(facts.heldout)}, not {_short(first.heldout)}", ("data.sequence_length",))]
 
 
 def _digest(value: object) -> str:

@@ -25,7 +25,6 @@ from typing import Any
 
 from data_pipeline.manifest import write_durably
 from loopcoder_train.checkpoint import checkpoints_of
-from loopcoder_train.checkpoint.layout import COMMIT
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
 from loopcoder_train.config.process import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
@@ -203,7 +202,7 @@ def _check_source(records: Path, stage: Stage) -> None:
 def newest_checkpoint(run_dir: Path) -> list[str] | None:
     """Name of the newest checkpoint and the hash that it was committed with; None without one."""
     found = checkpoints_of(run_dir)
-    return [found[-1].path.name, (found[-1].path / COMMIT).read_text().strip()] if found else None
+    return [found[-1].path.name, found[-1].commit] if found else None
 
 
 def is_trained(run_dir: Path) -> bool:

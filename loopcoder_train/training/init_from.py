@@ -27,10 +27,11 @@ _GATE_INPUT = "model.gate_input"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the weights came from; `notes` are for people, one line each."""
+    """Where the weights came from; `notes` are for people, one line each. `commit`: hash of the whole checkpoint."""
 
     checkpoint: Path
     step: int
+    commit: str
     notes: list[str]
 
 
@@ -61,7 +62,7 @@ def init_weights(config: RunConfig, engine: Engine, tokenizer_hash: str) -> Orig
         notes.append(f"{len(new)} tensors of gates are new there and start from their initial values")
     if left:
         notes.append(f"{len(left)} tensors of gates are left behind: one loop has none")
-    return Origin(found.checkpoint.path, found.checkpoint.step, notes)
+    return Origin(found.checkpoint.path, found.checkpoint.step, found.checkpoint.commit, notes)
 
 
 def _weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

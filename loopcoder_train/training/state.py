@@ -19,6 +19,9 @@ class TrainingState:
     causal_pairs: int = 0  # (query, key) pairs of causal attention in `tokens`, of one head and visit (model/counts.py)
     window_pairs: int = 0  # of sliding-window attention; with `tokens` they give the model FLOPs so far
     data_digest: str = ""  # hexadecimal, of every row in `tokens`, in order of batches (training/consumption.py)
+    option_changes: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # accepted on the way: step, option, before, after
     discarded_batches: int = 0  # read, and no part of these weights: bad steps, and steps that were undone
     attempt: int = 0  # how often the run was started, this time included; known on rank 0
     best_held_out_loss: float | None = None  # nats per token, last loop, all sources
@@ -40,6 +43,7 @@ class TrainingState:
             saved,
             attempt=self.attempt,
             source_tokens=dict(saved.source_tokens),
+            option_changes=list(saved.option_changes),
             discarded_batches=discarded,
             evaluation_owed=False,
             running_seconds=self.running_seconds,

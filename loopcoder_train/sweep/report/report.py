@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from loopcoder_train.config import UserError
 from loopcoder_train.config.compare import changes_result, differences
 from loopcoder_train.sweep.arms import SWEEP_FILE, Arm, Sweep
 from loopcoder_train.sweep.facts import RunFacts, read_facts
-from loopcoder_train.sweep.matching import Match, match_runs
+from loopcoder_train.sweep.matching import OWN_WEIGHTS, Match, inherited, match_runs
 from loopcoder_train.sweep.results import ArmResult, folders_of, read_result
 from loopcoder_train.sweep.stages import FINETUNE, PRETRAIN
 from loopcoder_train.sweep.verdict import Verdict, judge
@@ -88,14 +88,23 @@ def report_of_sweep(folder: Path) -> Report:
 
 
 def report_of_runs(run_dirs: Sequence[Path]) -> Report:
-    """Of any pretraining runs. Matched when they differ in one option, or in none, and that one is the axis."""
+    """Of any runs. Matched when they differ in one option, or in none, and that one is the axis.
+
+    Of tuned runs the pretrainings must match, too; their loss is that on the corpus, after tuning.
+    """
     facts = [_facts(run_dir) for run_dir in run_dirs]
     axis = _only_difference(facts)
     arms = [_arm_of_run(one, axis) for one in facts]
     results = [read_result(arm, one, one.run_dir, None) for arm, one in zip(arms, facts, strict=True)]
-    match = match_runs([(arm.label, one) for arm, one in zip(arms, facts, strict=True)], axis)
+    labels = [arm.label for arm in arms]
+    proofs = []
+    if all(one.config.finetune for one in facts):
+        sources = [_pretraining_of(one) for one in facts]
+        facts = [_tuned_from(source, one) for source, one in zip(sources, facts, strict=True)]
+        match = match_runs(list(zip(labels, sources, strict=True)), axis if axis and inherited(axis) else None)
+        proofs.append(Proof(title="their pretrainings", match=match))
+    proofs.append(Proof(title="the runs", match=match_runs(list(zip(labels, facts, strict=True)), axis)))
     title = " and ".join(str(run_dir) for run_dir in run_dirs[:3]) + (" ..." if len(run_dirs) > 3 else "")
-    proofs = [Proof(title="the runs", match=match)]
     return _report(title=title, axis=axis, arms=results, proofs=proofs, failed={}, unfinished=[], first=facts[0])
 
 
@@ -125,8 +134,20 @@ def _read_arm(folder: Path, arm: Arm, tuned: bool) -> tuple[dict[str, RunFacts],
     pretrained, finetuned = folders_of(folder, arm, tuned)
     facts = {PRETRAIN: _facts(pretrained)}
     if finetuned is not None:
-        facts[FINETUNE] = _facts(finetuned)
+        facts[FINETUNE] = _tuned_from(facts[PRETRAIN], _facts(finetuned))
     return facts, read_result(arm, facts[PRETRAIN], pretrained, facts.get(FINETUNE))
+
+
+def _tuned_from(source: RunFacts, tuned: RunFacts) -> RunFacts:
+    return replace(tuned, pretraining_commit=source.commit)
+
+
+def _pretraining_of(tuned: RunFacts) -> RunFacts:
+    """Of the run whose checkpoint a tuned run came from. UserError when it is not there any more."""
+    checkpoint = tuned.first_weights if tuned.origin_commit else None
+    if checkpoint is None:
+        raise UserError(f"{tuned.run_dir}: has no record of the checkpoint that it was tuned from; compare other runs")
+    return _facts(Path(checkpoint).parents[1])  # RUN/checkpoints/step-...
 
 
 def _facts(run_dir: Path) -> RunFacts:
@@ -145,22 +166,25 @@ def _proofs(
     """Arms of one seed with each other; and the first arms of all seeds, in what no seed changes."""
     proofs = []
     for stage in stages:
+        axis_of_stage = axis if stage == PRETRAIN or inherited(axis) else None
         by_seed: dict[int, list[tuple[str, RunFacts]]] = {}
         for arm, facts in arms:
             by_seed.setdefault(arm.seed, []).append((arm.label, facts[stage]))
         for seed, runs in by_seed.items():
             title = f"{stage}, seed {seed}" if several else stage
-            proofs.append(Proof(title=title, match=match_runs(runs, axis)))
+            proofs.append(Proof(title=title, match=match_runs(runs, axis_of_stage)))
         if several:
             firsts = [(f"{runs[0][0]}, seed {seed}", runs[0][1]) for seed, runs in by_seed.items()]
-            proofs.append(Proof(title=f"{stage}, across seeds", match=match_runs(firsts, axis, other_seeds=True)))
+            match = match_runs(firsts, axis_of_stage, other_seeds=True)
+            proofs.append(Proof(title=f"{stage}, across seeds", match=match))
     return proofs
 
 
 def _only_difference(facts: Sequence[RunFacts]) -> str | None:
-    """The one option that changes results and differs; None where none or several do."""
+    """The one option that changes results and differs; None where none or several do. Tuned runs have own weights."""
     keys = [key for one in facts[1:] for key, _, _ in differences(facts[0].options, one.options) if changes_result(key)]
-    different = list(dict.fromkeys(keys))
+    tuned = all(one.config.finetune for one in facts)
+    different = [key for key in dict.fromkeys(keys) if not (tuned and key == OWN_WEIGHTS)]
     return different[0] if len(different) == 1 and different[0] != "seed" else None
 
 

@@ -1,5 +1,6 @@
 """A run directory after a few steps of the plain engine in fp32, on the corpus of corpus.py."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from loopcoder_train.config import (
     RunConfig,
     TrainingConfig,
 )
+from loopcoder_train.config.compare import result_options
 from loopcoder_train.config.io import write_run_config
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.evaluation.heldout import evaluate_heldout
@@ -29,6 +31,7 @@ from loopcoder_train.training.first_weights import record_initial_values
 from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter
+from loopcoder_train.training.schedule import learning_rate
 from tests.conftest import small_model
 from tests.unit.evaluation.corpus import make_corpus
 
@@ -66,7 +69,7 @@ def train(root: Path, **model) -> Path:
             CPU,
             stream_state=stream.state,
             logger_run_ids={},
-            options={},
+            options=result_options(config),
         ),
     ]
     data = iter([[stream.read(batch)] for batch in range(STEPS)])
@@ -75,7 +78,12 @@ def train(root: Path, **model) -> Path:
             run_dir=run_dir,
             engine=engine,
             data=data,
-            learning_rate=lambda tokens: 5e-3,
+            learning_rate=partial(
+                learning_rate,
+                total_tokens=config.total_tokens,
+                optimizer=config.optimizer,
+                schedule=config.schedule,
+            ),
             num_steps=STEPS,
             batch_tokens=stream.batch_tokens,
             metrics=metrics,
