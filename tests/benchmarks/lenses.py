@@ -1,9 +1,9 @@
 """What the diagnostics cost: `make bench` runs this and rewrites docs/benchmarks/lenses.md. Needs the default corpus.
 
 The quick start's run on two processes, with telemetry at its default interval and without any, in turn: A B A B, for
-two and for four loops. A run is as long as one interval, after its first steps, so that one measurement falls in it; it is
-timed where it happens. More calls after the last step tell how much one call varies. Then `loopcoder diagnose` of the
-checkpoint that such a run has left, by number of threads.
+two and for four loops. A run is as long as one interval, after its first steps, so that one measurement falls in it; it
+is timed where it happens. More calls after the last step tell how much one call varies. Then `loopcoder diagnose` of
+the checkpoint that such a run has left, by number of threads.
 """
 
 import json
@@ -188,8 +188,10 @@ def telemetry_part(costs: dict[int, Cost]) -> list[str]:
         "",
         "## Telemetry while training",
         "",
-        f"The quick start's run on two processes, telemetry every {INTERVAL} steps (the default) or not at all, in turn:",
-        f"{PAIRS} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} count; one measurement falls in them.",
+        f"The quick start's run on two processes, telemetry every {INTERVAL} steps (the default) or not at all, in "
+        "turn:",
+        f"{PAIRS} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} count; one measurement "
+        "falls in them.",
         "Inside: in the hook when it was due, its record included; again: calls after the last step, "
         f"{CALLS} in each run.",
         "",
