@@ -6,7 +6,7 @@
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
 # make test-faults  real runs and a real SLURM, broken on purpose, about half an hour
 # make lint        ruff and the import rules
-# make bench       the side-by-side measurements of docs/benchmarks/ (45 minutes on two cores)
+# make bench       the side-by-side measurements of docs/benchmarks/ (55 minutes on two cores)
 # make bench-data  the data pipeline beside others: Megatron's datasets, other encoders; what 18T tokens need (15 minutes)
 # make test-gpu    the kernels against the plain mask, on a machine with a GPU
 
@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks.layouts
 	$(BIN)/python -m tests.benchmarks.checkpoint
 	$(BIN)/python -m tests.benchmarks.guards
+	$(BIN)/python -m tests.benchmarks.lenses
 	$(BIN)/python -m tests.benchmarks.restart
 	$(BIN)/python -m tests.benchmarks.decode
 

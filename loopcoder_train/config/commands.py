@@ -16,11 +16,12 @@ class EvaluateOptions:
     max_sequences_per_source: int | None = None  # default: the run's evaluation.max_sequences_per_source
     batch_size: int | None = None  # sequences per forward pass; default: the run's evaluation.batch_size
     device: Device = Device.auto
+    num_threads: int | None = None  # CPU threads; null: OMP_NUM_THREADS, or every core
     json: bool = False  # print one JSON object instead of tables
 
     def __post_init__(self) -> None:
         _check_run(self.run_dir, self.step)
-        for name in ("num_loops", "max_sequences_per_source", "batch_size"):
+        for name in ("num_loops", "max_sequences_per_source", "batch_size", "num_threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
 
@@ -36,11 +37,14 @@ class DiagnoseOptions:
     min_sample_tokens: int = 16  # shorter documents are passed over
     attention_queries: int | None = 64  # queries of each document that attention lenses look at; null: all
     device: Device = Device.auto
+    # CPU threads; null: OMP_NUM_THREADS, or every core. One, as a small model's operators are shorter than the wait
+    # for a thread whose core somebody else uses.
+    num_threads: int | None = 1
     json: bool = False  # print one JSON object instead of the table
 
     def __post_init__(self) -> None:
         _check_run(self.run_dir, self.step)
-        for name in ("num_loops", "attention_queries"):
+        for name in ("num_loops", "attention_queries", "num_threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "must be at least 1")
         require_positive(num_samples=self.num_samples)
@@ -63,6 +67,7 @@ class GenerateOptions:
     top_p: float | None = None  # draw among the fewest tokens whose probabilities reach p
     seed: int = 0
     device: Device = Device.auto
+    num_threads: int | None = None  # CPU threads; null: OMP_NUM_THREADS, or every core
 
     def __post_init__(self) -> None:
         _check_run(self.run_dir, self.step)
@@ -78,6 +83,9 @@ class GenerateOptions:
         require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be 0 (greedy) or more")
         require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "must lie in (0, 1]")
+        require(
+            self.num_threads is None or self.num_threads >= 1, "num_threads", self.num_threads, "must be at least 1"
+        )
         require(self.seed >= 0, "seed", self.seed, "must be 0 or more")
 
 

@@ -23,7 +23,13 @@ def diagnose_run(options: DiagnoseOptions, stream: TextIO | None = None) -> Diag
     UserError or DataError for whatever `load_run` and `select_samples` refuse, and for files that cannot be written.
     """
     stream = sys.stdout if stream is None else stream
-    run = load_run(options.run_dir, step=options.step, num_loops=options.num_loops, device=options.device)
+    run = load_run(
+        options.run_dir,
+        step=options.step,
+        num_loops=options.num_loops,
+        device=options.device,
+        num_threads=options.num_threads,
+    )
     diagnosis = diagnose(run, options)
     path = diagnostics_path(run)
     try:

@@ -51,7 +51,13 @@ class Evaluation:
 def evaluate_run(options: EvaluateOptions, stream: TextIO | None = None) -> Evaluation:
     """Evaluate, print to `stream` (standard output), and write `evaluation.json` and the loss figure into the run."""
     stream = sys.stdout if stream is None else stream
-    run = load_run(options.run_dir, step=options.step, num_loops=options.num_loops, device=options.device)
+    run = load_run(
+        options.run_dir,
+        step=options.step,
+        num_loops=options.num_loops,
+        device=options.device,
+        num_threads=options.num_threads,
+    )
     evaluation = _evaluate(run, options)
     path = evaluation_path(run, options.num_loops)
     _write(documents_path(path), json.dumps(evaluation.documents.to_json()) + "\n")

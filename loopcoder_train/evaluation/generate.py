@@ -30,7 +30,9 @@ def generate_text(options: GenerateOptions, stream: TextIO | None = None) -> str
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     prompt = None if options.message is not None else read_prompt(options)
-    run = load_run(options.run_dir, step=options.step, num_loops=None, device=options.device)
+    run = load_run(
+        options.run_dir, step=options.step, num_loops=None, device=options.device, num_threads=options.num_threads
+    )
     tokenizer = run.corpus.tokenizer
     most = run.config.model.max_position_embeddings
     end_of_turn_id = None

@@ -15,7 +15,8 @@ from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.model import PLT, build_model
 from loopcoder_train.model.loss import token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, whole
-from loopcoder_train.runtime.device import choose_device
+from loopcoder_train.runtime.device import choose_device, set_threads
+from loopcoder_train.runtime.memory import keep_freed_memory
 from loopcoder_train.training.corpus import open_corpus
 from loopcoder_train.training.resume import RunSnapshot
 
@@ -36,8 +37,12 @@ class LoadedRun:
     model: PLT
 
 
-def load_run(run_dir: str, *, step: int | None, num_loops: int | None, device: Device) -> LoadedRun:
+def load_run(
+    run_dir: str, *, step: int | None, num_loops: int | None, device: Device, num_threads: int | None = None
+) -> LoadedRun:
     """Read the newest good checkpoint of `run_dir`, or that of `step`; `num_loops` overrides the trained R.
+
+    num_threads: CPU threads of this process from now on; None leaves them as they are.
 
     Raises UserError or DataError, one line each, when the run, a good checkpoint or its corpus is missing, when the
     corpus has another tokenizer than the run was trained with, or when the weights cannot run `num_loops` loops.
@@ -50,7 +55,11 @@ def load_run(run_dir: str, *, step: int | None, num_loops: int | None, device: D
     snapshot = RunSnapshot.from_json(checkpoint.state)
     corpus = open_corpus(config.data)
     _check_tokenizer(corpus, snapshot)
+    if num_threads is not None:
+        set_threads(num_threads, local_world_size=1)
     chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     model = load_model(checkpoint, with_loops(config.model, num_loops), config, chosen)
     return LoadedRun(folder, config, snapshot, corpus, chosen, model)
 

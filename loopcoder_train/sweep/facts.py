@@ -74,7 +74,7 @@ def read_facts(run_dir: Path) -> RunFacts:
     if not snapshots:
         raise UserError(f"{run_dir}: has no checkpoint yet; train it first")
     if not (run_dir / METRICS_FILE).exists():
-        raise UserError(f"{run_dir}: its record {METRICS_FILE} is missing; bring it back")
+        raise UserError(f"{run_dir / METRICS_FILE}: cannot be read (it is missing); bring it back")
     first = _first_weights(run_dir)
     return RunFacts(
         run_dir=run_dir,

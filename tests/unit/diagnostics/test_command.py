@@ -58,6 +58,16 @@ def test_table_file_and_figures(trained):
     }
 
 
+def test_one_thread_unless_more_are_asked_for(trained):
+    before = torch.get_num_threads()
+    try:
+        for options, threads in (({"num_threads": 3}, 3), ({"num_threads": None}, 3), ({}, 1)):
+            diagnose(trained, num_samples=1, **options)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_loss_is_that_of_evaluate(trained):
     """Means weigh tokens alike, as the evaluation does."""
     diagnosis, _ = diagnose(trained, num_samples=10_000)

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from loopcoder_train.checkpoint import find_checkpoint
 from loopcoder_train.config import Device, UserError
@@ -97,6 +98,26 @@ def generate(run_dir, **options) -> tuple[str, str]:
     stream = io.StringIO()
     text = generate_text(GenerateOptions(run_dir=str(run_dir), device=Device.cpu, **options), stream)
     return text, stream.getvalue()
+
+
+@pytest.fixture
+def two_threads():
+    """Two, whatever the machine has; afterwards as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_are_as_asked_and_else_as_they_were(trained):
+    evaluate(trained)
+    generate(trained, prompt="def f", max_new_tokens=1)
+    assert torch.get_num_threads() == 2
+    evaluate(trained, num_threads=1)
+    assert torch.get_num_threads() == 1
+    generate(trained, prompt="def f", max_new_tokens=1, num_threads=3)
+    assert torch.get_num_threads() == 3
 
 
 def test_generation_is_a_function_of_the_seed(trained):

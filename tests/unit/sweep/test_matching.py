@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loopcoder_train.config import DataConfig, FinetuneConfig
+from loopcoder_train.config import DataConfig, FinetuneConfig, RunConfig
+from loopcoder_train.config.compare import result_options
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
 from loopcoder_train.engines.fingerprint import box_fingerprint
@@ -13,10 +14,12 @@ from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.names import parameter_shapes
 from loopcoder_train.model.state import whole
 from loopcoder_train.sweep.facts import RunFacts, read_facts
-from loopcoder_train.sweep.matching import Status, match_runs
+from loopcoder_train.sweep.matching import Status, inherited, match_runs
+from loopcoder_train.training.schedule import learning_rate
 from tests.unit.evaluation.trained_run import train
 
 AXIS = "model.num_loops"
+ENTRY = {"batch": 4, "step": 5, "cause": "spike", "loss": 9.0, "grad_norm": 1.0, "back_to": None}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,33 @@ def with_options(facts: RunFacts, **changes) -> RunFacts:
     return dataclasses.replace(facts, options=facts.options | {k.replace("__", "."): v for k, v in changes.items()})
 
 
+def with_config(facts: RunFacts, config: RunConfig, **changes) -> RunFacts:
+    """The facts of a run of `config`: its options, those of its checkpoints, and the rates of its schedule."""
+    snapshots = {
+        step: dataclasses.replace(saved, options=result_options(config)) for step, saved in facts.snapshots.items()
+    }
+    steps = {
+        tokens: (learning_rate(tokens, total_tokens=config.total_tokens, optimizer=config.optimizer,
+                               schedule=config.schedule), labels)
+        for tokens, (_, labels) in facts.steps.items()
+    }  # fmt: skip
+    told = {"options": flatten(to_dict(config)), "snapshots": snapshots, "steps": steps}
+    return dataclasses.replace(facts, config=config, **{**told, **changes})
+
+
+def with_rate(facts: RunFacts, peak_lr: float) -> RunFacts:
+    optimizer = dataclasses.replace(facts.config.optimizer, peak_lr=peak_lr)
+    return with_config(facts, dataclasses.replace(facts.config, optimizer=optimizer))
+
+
 def with_snapshot(facts: RunFacts, change) -> RunFacts:
     snapshots = {
         step: dataclasses.replace(
-            saved, stream=dict(saved.stream), history=dict(saved.history), training=dataclasses.replace(saved.training)
+            saved,
+            stream=dict(saved.stream),
+            history=dict(saved.history),
+            options=dict(saved.options),
+            training=dataclasses.replace(saved.training),
         )
         for step, saved in facts.snapshots.items()
     }
@@ -142,8 +168,15 @@ def test_other_consumption_and_an_audit_that_disagrees_are_named(plain, looped):
 def test_other_learning_rates_and_labels_are_named(plain, looped):
     tokens = max(looped.steps)
     rate, labels = looped.steps[tokens]
-    other = dataclasses.replace(looped, steps=looped.steps | {tokens: (rate * 1.0001, labels)})
-    assert refused(plain, other).startswith(f"schedule: run 2 against run 1: after {tokens} tokens the learning rate")
+    other = dataclasses.replace(with_rate(looped, 4e-3), options=looped.options)
+    first = min(looped.steps)
+    assert f"after {first} tokens the learning rate is 0.00386" in "".join(
+        text for check in match_runs([("a", plain), ("b", other)], AXIS).checks for text in check.found
+    )
+    stray = dataclasses.replace(looped, steps=looped.steps | {tokens: (rate * 1.0001, labels)})
+    said = refused(plain, stray)
+    assert said.startswith(f"schedule: run 2 against run 1: after {tokens} tokens it recorded the rate")
+    assert "it recorded the rate" in refused(stray, axis="optimizer.peak_lr"), "whatever is swept, and alone"
     other = dataclasses.replace(looped, steps=looped.steps | {tokens: (rate, labels - 1)})
     assert f"{labels - 1:,} had a label" in refused(plain, other)
     longer = dataclasses.replace(looped.config.training, num_steps=7)
@@ -153,10 +186,8 @@ def test_other_learning_rates_and_labels_are_named(plain, looped):
 
 
 def test_ledgers_must_be_equal(plain, looped):
-    entry = {"batch": 4, "step": 5, "cause": "spike", "loss": 9.0, "grad_norm": 1.0, "back_to": None}
-
     def change(snapshots):
-        snapshots[6].history = {**snapshots[6].history, "ledger": [entry]}
+        snapshots[6].history = {**snapshots[6].history, "ledger": [ENTRY]}
 
     skipped = with_snapshot(looped, change)
     said = refused(plain, skipped)
@@ -169,27 +200,70 @@ def test_held_out_documents_must_be_equal(plain, looped):
     assert "loopcoder evaluate" in refused(plain, dataclasses.replace(looped, heldout=None))
 
 
-def test_plans_must_be_equal(plain):
-    model = dataclasses.replace(plain.config.model, init_from="a")
-    data = dataclasses.replace(plain.config.data, shuffle_block_tokens=DataConfig().shuffle_block_tokens)
-    config = dataclasses.replace(plain.config, model=model, data=data, finetune=FinetuneConfig())
-    options = flatten(to_dict(config))
-    one, two = (
-        dataclasses.replace(
-            plain, config=config, plan_hash="p", options=options | {"model.init_from": origin}, first_weights=origin
-        )
-        for origin in ("a", "b")
-    )
-    assert match_runs([("a", one), ("b", two)], AXIS).matched, "each starts from its own pretraining"
-    said = refused(one, dataclasses.replace(two, plan_hash="q"))
+def tuned(facts: RunFacts, **changes) -> RunFacts:
+    """The facts of a run that was tuned from what `facts` tells of."""
+    model = dataclasses.replace(facts.config.model, init_from=str(facts.run_dir))
+    data = dataclasses.replace(facts.config.data, shuffle_block_tokens=DataConfig().shuffle_block_tokens)
+    config = dataclasses.replace(facts.config, model=model, data=data, finetune=FinetuneConfig())
+    told = {"plan_hash": "p", "initial": {}, "first_weights": f"{facts.run_dir}/checkpoints/step-00000006",
+            "origin_commit": facts.commit, "pretraining_commit": facts.commit}  # fmt: skip
+    return with_config(facts, config, **{**told, **changes})
+
+
+def test_plans_must_be_equal(plain, looped):
+    assert match_runs([("a", tuned(plain)), ("b", tuned(looped))], AXIS).matched, "each from its own pretraining"
+    said = refused(tuned(plain), tuned(looped, plan_hash="q"))
     assert said == "conversations: run 2 against run 1: plan q, not p"
+    assert "has no plan" in refused(tuned(plain, plan_hash=None), tuned(looped, plan_hash=None))
+
+
+def test_a_tuned_run_starts_from_its_own_pretraining(plain, looped):
+    said = refused(tuned(plain), tuned(looped, origin_commit=plain.commit))
+    assert said.startswith("pretrained weights: run 2 against run 1: starts from ") and plain.commit[:8] in said
+
+
+def test_options_that_were_changed_on_the_way_are_named(plain, looped):
+    change = {"step": 3, "option": "optimizer.beta2", "before": 0.5, "after": 0.95}
+    changed = with_snapshot(looped, lambda all_of: setattr(all_of[6].training, "option_changes", [change]))
+    said = refused(plain, changed)
+    assert said == "options: run 2 against run 1: changed on the way optimizer.beta2 to 0.95 after step 3, not nothing"
+    assert match_runs([("a", changed), ("b", changed)], AXIS).matched, "both at the same step"
+    edited = with_snapshot(looped, lambda all_of: all_of[6].options.update({"optimizer.beta2": 0.5}))
+    assert "its last checkpoint was made with optimizer.beta2=0.5" in refused(plain, edited)
+
+
+@pytest.mark.parametrize("axis", ["optimizer.peak_lr", "data.text_share", "training.num_steps", "model.init_std"])
+def test_whatever_is_swept_faults_stay_faults(plain, axis):
+    """No option explains an audit that disagrees, another corpus, a missing evaluation or weights from elsewhere."""
+
+    def other_corpus(snapshots):
+        for saved in snapshots.values():
+            saved.stream["manifest_hash"] = "other"
+
+    for other in (
+        dataclasses.replace(plain, audit=["lost"]),
+        dataclasses.replace(plain, heldout=None),
+        dataclasses.replace(plain, heldout="others"),
+        dataclasses.replace(plain, initial={}, first_weights="elsewhere"),
+        with_snapshot(plain, other_corpus),
+    ):
+        assert refused(plain, other, axis=axis)
+
+
+def test_what_tunings_do_not_inherit_is_the_same_in_all(plain):
+    assert not inherited("optimizer.peak_lr") and not inherited("training.num_steps")
+    assert inherited("model.num_loops") and inherited("data.sequence_length")
+
+
+def test_an_option_with_parts_can_be_the_axis(plain):
+    data = dataclasses.replace(plain.config.data, shares={"a": 0.5, "b": 0.5})
+    other = with_config(plain, dataclasses.replace(plain.config, data=data))
+    assert match_runs([("a", plain), ("b", other)], "data.shares").matched
+    assert "data.shares" in refused(plain, other, axis="data.text_share")
 
 
 def test_what_the_swept_option_changes_is_called_swept(plain):
-    tokens = max(plain.steps)
-    other = dataclasses.replace(
-        with_options(plain, optimizer__peak_lr=1e-4), steps=plain.steps | {tokens: (1e-4, plain.steps[tokens][1])}
-    )
+    other = with_rate(plain, 1e-4)
     match = match_runs([("a", plain), ("b", other)], "optimizer.peak_lr")
     assert match.matched
     assert {check.name: check.status for check in match.checks}["schedule"] is Status.swept
@@ -198,6 +272,7 @@ def test_what_the_swept_option_changes_is_called_swept(plain):
 
 def test_runs_of_other_seeds_match_in_what_no_seed_changes(plain):
     other = dataclasses.replace(with_options(plain, seed=1), initial={"x": 1})
+    other = with_snapshot(other, lambda all_of: [one.history.update(ledger=[ENTRY]) for one in all_of.values()])
     assert match_runs([("a", plain), ("b", other)], AXIS, other_seeds=True).matched
     assert not match_runs(
         [("a", plain), ("b", with_options(other, optimizer__beta1=0.5))], AXIS, other_seeds=True
