@@ -60,6 +60,7 @@ def diagnose(run: LoadedRun, options: DiagnoseOptions) -> Diagnosis:
         tokens=run.snapshot.training.tokens,
         num_loops=run.model.config.num_loops,
         trained_num_loops=run.config.model.num_loops,
+        untrained_gates=run.untrained_gates,
         num_layers=run.model.config.num_layers,
         sample_tokens=selection.tokens,
         samples_by_source=selection.by_source,

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-_LEVEL = 0.95
+LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, half the width of its 95% interval (None for one document), and the number of documents."""
+    """A mean, half the width of its interval, at 95% unless it was asked otherwise (None for one document), and the
+    number of documents."""
 
     mean: float
     half_width: float | None
@@ -45,8 +46,9 @@ class Estimate:
         return {"mean": self.mean, "ci95": interval, "samples": self.samples}
 
 
-def estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate | None:
-    """Mean of what `sums` and `counts` [k] of k documents hold; documents of count 0 say nothing.
+def estimate(sums: Sequence[float], counts: Sequence[float], level: float = LEVEL) -> Estimate | None:
+    """Mean of what `sums` and `counts` [k] of k documents hold; documents of count 0 say nothing. `level`: of the
+    interval.
 
     None when no document is left: there is no such number, and no 0/0.
     """
@@ -59,5 +61,5 @@ def estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate | None:
     if k == 1:
         return Estimate(mean, None, 1)
     variance = k / (k - 1) * float(((x - mean * n) ** 2).sum()) / float(n.sum()) ** 2
-    quantile = float(stats.t.ppf(0.5 + _LEVEL / 2, k - 1))
+    quantile = float(stats.t.ppf(0.5 + level / 2, k - 1))
     return Estimate(mean, quantile * variance**0.5, k)

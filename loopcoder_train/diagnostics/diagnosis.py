@@ -16,6 +16,7 @@ class Diagnosis:
     tokens: int
     num_loops: int  # at inference
     trained_num_loops: int
+    untrained_gates: bool  # of a run of one loop that is read with more: they are 0.5 everywhere
     num_layers: int
     sample_tokens: int  # of all samples
     samples_by_source: dict[str, int]
@@ -51,6 +52,7 @@ class Diagnosis:
             "tokens": self.tokens,
             "num_loops": self.num_loops,
             "trained_num_loops": self.trained_num_loops,
+            "untrained_gates": self.untrained_gates,
             "num_samples": self.num_samples,
             "sample_tokens": self.sample_tokens,
             "samples_by_source": self.samples_by_source,

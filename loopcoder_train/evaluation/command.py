@@ -34,6 +34,7 @@ class Evaluation:
     unigram_entropy: float  # nats per token, of the evaluated tokens
     bigram_loss: float  # nats per token, fitted on as many training tokens as the run has seen (capped)
     documents: DocumentTable  # of the held-out losses
+    untrained_gates: bool = False  # of a run of one loop that is read with more: they are 0.5 everywhere
     conversations: HeldOutReport | None = None  # of a tuned run: its held-out conversations, what the assistant says
 
     def to_json(self) -> dict[str, object]:
@@ -43,6 +44,7 @@ class Evaluation:
             "tokens": self.tokens,
             "unigram_entropy": self.unigram_entropy,
             "bigram_loss": self.bigram_loss,
+            "untrained_gates": self.untrained_gates,
             **self.report.to_json(),
             **({"conversations": self.conversations.to_json()} if self.conversations else {}),
         }
@@ -121,6 +123,7 @@ def _evaluate(run: LoadedRun, options: EvaluateOptions) -> Evaluation:
         unigram_entropy=unigram_entropy(heldout),
         bigram_loss=BigramModel(sample, run.corpus.manifest.vocab_size).loss(heldout),
         documents=losses.table,
+        untrained_gates=run.untrained_gates,
         conversations=None if run.config.finetune is None else _evaluate_conversations(run, batch_size, limit),
     )
 

@@ -13,7 +13,9 @@ from loopcoder_train.config import Device, ModelConfig, Precision, RunConfig, Us
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.model import PLT, build_model
+from loopcoder_train.model.init import initial_value
 from loopcoder_train.model.loss import token_losses
+from loopcoder_train.model.names import is_gate
 from loopcoder_train.model.state import MODEL_PREFIX, whole
 from loopcoder_train.runtime.device import choose_device, set_threads
 from loopcoder_train.runtime.memory import keep_freed_memory
@@ -27,7 +29,10 @@ _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 @dataclass(slots=True)
 class LoadedRun:
-    """One checkpoint of a run in memory. `model` computes in the precision the run was trained in."""
+    """One checkpoint of a run in memory. `model` computes in the precision the run was trained in.
+
+    untrained_gates: a run of one loop is read with more; its gates have their initial value, 0.5 everywhere.
+    """
 
     run_dir: Path
     config: RunConfig
@@ -35,6 +40,11 @@ class LoadedRun:
     corpus: Corpus
     device: torch.device
     model: PLT
+
+    @property
+    def untrained_gates(self) -> bool:
+        """See above."""
+        return self.model.config.has_gates and not self.config.model.has_gates
 
 
 def load_run(
@@ -45,7 +55,7 @@ def load_run(
     num_threads: CPU threads of this process from now on; None leaves them as they are.
 
     Raises UserError or DataError, one line each, when the run, a good checkpoint or its corpus is missing, when the
-    corpus has another tokenizer than the run was trained with, or when the weights cannot run `num_loops` loops.
+    corpus has another tokenizer than the run was trained with.
     """
     folder = Path(run_dir)
     if not (folder / RUN_CONFIG_FILE).is_file():
@@ -65,24 +75,26 @@ def load_run(
 
 
 def with_loops(model: ModelConfig, num_loops: int | None) -> ModelConfig:
-    """The same model visited `num_loops` times. UserError when it needs gates that were never trained."""
-    if num_loops is None or num_loops == model.num_loops:
-        return model
-    changed = dataclasses.replace(model, num_loops=num_loops)
-    if changed.has_gates and not model.has_gates:
-        raise UserError(
-            f"num_loops={num_loops}: the run was trained with model.num_loops={model.num_loops} and has no gates; "
-            f"leave num_loops out"
-        )
-    return changed
+    """The same model visited `num_loops` times."""
+    return model if num_loops is None else dataclasses.replace(model, num_loops=num_loops)
 
 
 def load_model(checkpoint: Checkpoint, model_config: ModelConfig, run: RunConfig, device: torch.device) -> PLT:
-    """The plain model with the checkpoint's weights, ready for inference."""
+    """The plain model with the checkpoint's weights, ready for inference; gates that it lacks have initial values."""
     with torch.device("meta"):
         model = build_model(model_config, run.kernels)
     model = model.to(_DTYPES[run.training.precision]).to_empty(device=device)
-    checkpoint.fill([whole(MODEL_PREFIX + name, weight.data) for name, weight in model.named_parameters()])
+    weights = dict(model.named_parameters())
+    new = [name for name in weights if is_gate(name) and not run.model.has_gates]
+    for name in new:
+        weight = weights.pop(name)
+        weight.data.copy_(initial_value(name, tuple(weight.shape), model_config, run.seed))
+    if new:
+        logger.warning(
+            "num_loops=%d: the run was trained with one loop and has no gates; they are 0.5 everywhere",
+            model_config.num_loops,
+        )
+    checkpoint.fill([whole(MODEL_PREFIX + name, weight.data) for name, weight in weights.items()])
     return model.eval().requires_grad_(False)
 
 

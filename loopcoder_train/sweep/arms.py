@@ -78,6 +78,7 @@ def plan_sweep(config: SweepConfig) -> Sweep:
     """All arms, value by value, then the references, for each seed. UserError for a value that no run can have."""
     options = config.sweep
     seeds = options.seeds or [config.seed]
+    _refuse_merging(config)
     arms = [_matched(config, value, seed, len(seeds)) for seed in seeds for value in options.typed_values]
     for seed in seeds:
         for kind in options.references:
@@ -95,6 +96,15 @@ def plan_sweep(config: SweepConfig) -> Sweep:
     return Sweep(
         axis=options.axis, arms=arms, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)
     )
+
+
+def _refuse_merging(config: SweepConfig) -> None:
+    """Hydra adds a mapping on the command line to the one that is there: an arm would have the keys of both."""
+    axis, base = config.sweep.axis, to_dict(config)
+    for part in axis.split("."):
+        base = base[part]
+    if base and any(isinstance(value, dict) for value in config.sweep.typed_values):
+        raise UserError(f"sweep.axis={axis}: is a mapping that the sweep sets already ({base}); leave it out there")
 
 
 def arm_config(config: SweepConfig, arm: Arm) -> RunConfig:

@@ -36,7 +36,8 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned:
-    """After tuning: `loss` of the assistant's words in held-out conversations; `corpus_loss` as before tuning."""
+    """After tuning: `loss` of the assistant's words in held-out conversations; `corpus_loss` of the documents that the
+    arm was evaluated on before tuning, unless `sweep.evaluate` says otherwise."""
 
     loss: float
     tokens: int  # supervised, of the held-out conversations
@@ -119,11 +120,14 @@ def loss_of_documents(table: Json) -> Estimate:
     return found
 
 
-def paired_difference(one: ArmResult, other: ArmResult) -> Estimate:
-    """Loss of `one` minus that of `other`, document by document of the same ones: far less spread than either."""
+def paired_difference(one: ArmResult, other: ArmResult, level: float) -> Estimate:
+    """Loss of `one` minus that of `other`, document by document of the same ones: far less spread than either.
+
+    level: of the interval.
+    """
     a, b = (np.asarray(result.documents["losses"][-1]) for result in (one, other))
     assert one.documents["tokens"] == other.documents["tokens"], "matching compares the documents"
-    found = estimate((a - b).tolist(), one.documents["tokens"])
+    found = estimate((a - b).tolist(), one.documents["tokens"], level)
     assert found is not None
     return found
 

@@ -5,6 +5,7 @@ know R, so that one pass shows every smaller R) -> diagnose.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> l
 
 
 def _evaluations(config: SweepConfig, arm: Arm, run_dir: Path) -> list[Stage]:
-    own = ["evaluate", f"run_dir={_quoted(run_dir)}", *config.sweep.evaluate]
+    held_out = f"max_sequences_per_source={config.evaluation.max_sequences_per_source}"  # the same after tuning
+    own = ["evaluate", f"run_dir={_quoted(run_dir)}", held_out, *config.sweep.evaluate]
     stages = [Stage(name=f"evaluate-{run_dir.name}", arguments=own, run_dir=run_dir, trains=False)]
     loops = other_loops(config, arm)
     if loops is not None:
@@ -67,10 +69,9 @@ def _evaluations(config: SweepConfig, arm: Arm, run_dir: Path) -> list[Stage]:
 
 
 def other_loops(config: SweepConfig, arm: Arm) -> int | None:
-    """The R at which an arm is evaluated besides its own; None where its own shows all, or it has no gates for more."""
+    """The R at which an arm is evaluated besides its own; None where its own shows all."""
     model, most = arm_config(config, arm).model, max(config.sweep.inference_loops, default=0)
-    needs_gates = model.loop_kind.name == "parallel" and not model.has_gates
-    return None if most <= model.num_loops or needs_gates else most
+    return None if most <= model.num_loops else most
 
 
 def shared_options(config: RunConfig) -> list[str]:
@@ -93,4 +94,5 @@ def _quoted(value: object) -> str:
     text = str(value)
     if text.isascii() and text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
         return text
-    return "'" + text.replace("'", "\\'") + "'"
+    # In Hydra's quoted strings backslashes count as escapes only in front of a quote: each is doubled there.
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), text) + "'"

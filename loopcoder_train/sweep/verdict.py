@@ -11,7 +11,7 @@ from enum import Enum
 
 import numpy as np
 
-from loopcoder_train.diagnostics.confidence import Estimate, estimate
+from loopcoder_train.diagnostics.confidence import LEVEL, Estimate, estimate
 from loopcoder_train.sweep.matching import Match
 from loopcoder_train.sweep.results import ArmResult, by_value, paired_difference
 
@@ -27,7 +27,8 @@ class Spread(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueResult:
-    """All seeds of one value. `difference`: its loss minus that of the best value, paired; None for the best itself."""
+    """All seeds of one value. `difference`: its loss minus that of the best value, paired, with an interval that holds
+    together with those of the other values (:func:`joint_level`); None for the best itself."""
 
     label: str
     loss: Estimate
@@ -86,12 +87,13 @@ def _same_documents(results: Sequence[ArmResult]) -> bool:
 
 def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> list[ValueResult]:
     means = [float(np.mean([result.loss.mean for result in group])) for group in groups]
-    best = groups[int(np.argmin(means))]
+    best = groups[int(np.argmin(np.nan_to_num(means, nan=np.inf)))]  # a model that diverged is not the best
+    level = joint_level(len(groups))
     return [
         ValueResult(
             label=group[0].label,
             loss=_over_seeds([result.loss.mean for result in group]) if spread is Spread.seeds else group[0].loss,
-            difference=None if group is best else _difference(group, best, spread),
+            difference=None if group is best else _difference(group, best, spread, level),
             training_flops=float(np.mean([result.training_flops for result in group])),
             training_seconds=float(np.mean([result.training_seconds for result in group])),
             counts=mean <= bigram - WELL_BELOW,
@@ -100,16 +102,24 @@ def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> lis
     ]
 
 
-def _difference(group: list[ArmResult], best: list[ArmResult], spread: Spread) -> Estimate:
+def joint_level(num_values: int) -> float:
+    """Level of each interval such that all pairs of values are in theirs at once 95% of the time (Bonferroni).
+
+    All pairs and not those with the best alone: the data themselves say which is the best.
+    """
+    return 1 - (1 - LEVEL) / max(1, num_values * (num_values - 1) // 2)
+
+
+def _difference(group: list[ArmResult], best: list[ArmResult], spread: Spread, level: float) -> Estimate:
     """Paired: of the same documents, or of the same seeds."""
     if spread is Spread.documents:
-        return paired_difference(group[0], best[0])
+        return paired_difference(group[0], best[0], level)
     by_seed = {result.seed: result.loss.mean for result in best}
-    return _over_seeds([result.loss.mean - by_seed[result.seed] for result in group])
+    return _over_seeds([result.loss.mean - by_seed[result.seed] for result in group], level)
 
 
-def _over_seeds(values: list[float]) -> Estimate:
-    found = estimate(values, [1.0] * len(values))
+def _over_seeds(values: list[float], level: float = LEVEL) -> Estimate:
+    found = estimate(values, [1.0] * len(values), level)
     assert found is not None
     return found
 
@@ -148,15 +158,21 @@ def _sentence(best: ValueResult, values: list[ValueResult], spread: Spread, numb
     over = f"{number} seeds" if spread is Spread.seeds else f"{number:,} held-out documents of one seed"
     lowest = f"{best.label} has the lowest held-out loss, {best.loss.mean:.4f} nats per token"
     margins = "; ".join(f"{_below(value)} below {value.label}" for value in others)
-    cheapest = min(values, key=lambda value: value.training_flops)
-    cost = (
-        "at the lowest cost of all"
-        if cheapest is best
-        else f"at {best.training_flops / cheapest.training_flops:.2f} times the training FLOPs of {cheapest.label}"
-    )
+    jointly = "jointly " if len(others) > 1 else ""
     doubt = f" It cannot be told apart from {', '.join(value.label for value in tied)}." if tied else ""
     caution = " Another seed may rank them otherwise." if spread is Spread.documents else ""
-    return f"{lowest}: {margins} (paired 95% intervals over {over}), {cost}.{doubt}{caution}"
+    return f"{lowest}: {margins} (paired intervals, {jointly}95%, over {over}), {_cost(best, values)}.{doubt}{caution}"
+
+
+def _cost(best: ValueResult, values: list[ValueResult]) -> str:
+    cheapest = min(value.training_flops for value in values)
+    dearest = max(value.training_flops for value in values)
+    if cheapest == dearest:
+        return "at the same training FLOPs"
+    if best.training_flops == cheapest:
+        return "at the lowest cost of all"
+    name = next(value.label for value in values if value.training_flops == cheapest)
+    return f"at {best.training_flops / cheapest:.2f} times the training FLOPs of {name}"
 
 
 def _below(value: ValueResult) -> str:

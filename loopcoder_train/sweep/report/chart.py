@@ -1,7 +1,7 @@
 """Line charts as inline SVG: data -> positions in a small box, which the browser scales to any width.
 
-Every series has a colour class (`series-0` ...) and its points carry their numbers as text, for readers without a
-mouse too. Intervals are drawn as vertical bars.
+Every series has a colour class (`series-0` ...) and a shape of its points (:func:`marker`), which tells
+them apart without colour. The numbers of all points are listed under the chart. Intervals are drawn as vertical bars.
 """
 
 import math
@@ -97,6 +97,19 @@ class _Axis:
     def ticks(self) -> list[Tick]:
         values = _decades(self.low, self.high) if self.log else _nice(self.low, self.high)
         return [Tick(self.at(value), short(value)) for value in values]
+
+
+def marker(number: int, x: float, y: float, size: float = 3.2) -> str:
+    """The outline of a point of the series with colour `number`: circle, square, diamond or triangle; an SVG path."""
+    corners = (
+        None,
+        ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
+        ((0, -1.3), (1.2, 1), (-1.2, 1)),
+    )[number % 4]
+    if corners is None:
+        return f"M{x - size} {y}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z"
+    return "M" + "L".join(f"{x + dx * size:.2f} {y + dy * size:.2f}" for dx, dy in corners) + "z"
 
 
 def draw(

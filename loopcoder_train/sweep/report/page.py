@@ -12,7 +12,7 @@ from data_pipeline.report.html import assets, open_templates
 from loopcoder_train.diagnostics.catalogue import CATALOGUE
 from loopcoder_train.diagnostics.confidence import Estimate
 from loopcoder_train.sweep.report import paper
-from loopcoder_train.sweep.report.chart import Chart, Datum, Series, draw, short
+from loopcoder_train.sweep.report.chart import Chart, Datum, Series, draw, marker, short
 from loopcoder_train.sweep.report.report import Report
 from loopcoder_train.sweep.results import ArmResult, Point, by_value
 
@@ -41,9 +41,9 @@ def render(report: Report) -> str:
         count=lambda number: f"{number:,}", size=units.size, scaled=units.scaled, short=short, loss=_loss,
         duration=duration, flops=lambda value: f"{short(value)}FLOP",
     )  # fmt: skip
-    environment.globals.update(interval=interval, half=half_width, colour=lambda arm: colours[arm.name])
+    environment.globals.update(marker=marker, interval=interval, half=half_width, colour=lambda arm: colours[arm.name])
     colours = colours_of(report.arms)
-    diagnosed = [arm for arm in _first_seed(report.arms) if arm.diagnosis]
+    diagnosed = [arm for arm in of_one_seed(report.arms) if arm.diagnosis]
     return environment.get_template("report.html").render(
         report=report,
         verdict=report.verdict,
@@ -66,11 +66,13 @@ def colours_of(arms: Sequence[ArmResult]) -> dict[str, int]:
     return {arm.name: labels.index(arm.label) % _COLOURS for arm in arms}
 
 
-def _first_seed(arms: Sequence[ArmResult]) -> list[ArmResult]:
-    first: dict[str, ArmResult] = {}
-    for arm in arms:
-        first.setdefault(arm.label, arm)
-    return list(first.values())
+def of_one_seed(arms: Sequence[ArmResult]) -> list[ArmResult]:
+    """An arm of every label, all of one seed where a seed has them all; else the first of each."""
+    labels, seeds = (list(dict.fromkeys(getattr(arm, name) for arm in arms)) for name in ("label", "seed"))
+    by_seed = {seed: {arm.label: arm for arm in arms if arm.seed == seed} for seed in seeds}
+    whole = next((found for found in by_seed.values() if len(found) == len(labels)), None)
+    first = whole or {arm.label: arm for arm in reversed(arms)}
+    return [first[label] for label in labels]
 
 
 def curves(report: Report, colours: dict[str, int]) -> list[Chart | None]:
@@ -156,8 +158,8 @@ def paper_rows(arms: Sequence[ArmResult]) -> list[tuple[str, int, float, Datum |
 
 
 def languages(arms: Sequence[ArmResult]) -> list[tuple[str, int, list[float | None]]]:
-    """(language, supervised tokens, loss of each value) of the first seed, most tokens first."""
-    columns = [group[0] for group in by_value(arms)]
+    """(language, supervised tokens, loss of each value) of one seed, most tokens first."""
+    columns = [arm for arm in of_one_seed(arms) if arm.reference is None]
     names = {name: entry["supervised_tokens"] for arm in columns for name, entry in arm.by_language.items()}
     ordered = sorted(names, key=lambda name: (-names[name], name))
     return [(name, names[name], [_of_language(arm, name) for arm in columns]) for name in ordered]

@@ -27,6 +27,7 @@ from loopcoder_train.sweep.matching import OWN_WEIGHTS, Match, inherited, match_
 from loopcoder_train.sweep.results import ArmResult, folders_of, read_result
 from loopcoder_train.sweep.stages import FINETUNE, PRETRAIN
 from loopcoder_train.sweep.verdict import Verdict, judge
+from loopcoder_train.training.metrics import finite
 
 FORMAT, VERSION = "loopcoder-sweep-report", 1
 _MACHINE_OPTIONS = ("engine", "parallel.world_size", "training.precision", "training.device")
@@ -218,12 +219,12 @@ def numbers(report: Report) -> dict[str, Any]:
     for arm in content["arms"]:
         del arm["documents"]  # evaluation_documents.json has them
         arm["inference"] = {str(loops): loss for loops, loss in arm["inference"].items()}
-    return content
+    return finite(json.loads(json.dumps(content, default=_name_of)))
 
 
 def write_json(report: Report, path: Path) -> Path:
     """Write `numbers`. UserError when that cannot be done."""
-    return _write("json", path, json.dumps(numbers(report), indent=1, ensure_ascii=False, default=_name_of) + "\n")
+    return _write("json", path, json.dumps(numbers(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_page(report: Report, path: Path) -> Path:

@@ -110,9 +110,16 @@ def test_models_without_offset_have_no_gain_cost(tmp_path, model):
     assert files(run_dir / "diagnostics") == ["attention.png", "dynamics.png", "output.png"]
     assert all(math.isfinite(number) for number in numbers(saved))
     assert ("output_kl" in diagnosis.of_loop(model["num_loops"])) == (model["num_loops"] == 2)
-    if model["num_loops"] == 1:
-        with pytest.raises(UserError, match="has no gates"):
-            diagnose(run_dir, num_loops=2)
+
+
+def test_a_model_of_one_loop_is_read_with_more_and_gates_of_a_half(tmp_path, caplog):
+    run_dir = train(tmp_path, num_loops=1)
+    own, _ = diagnose(run_dir, num_samples=6)
+    two, text = diagnose(run_dir, num_samples=6, num_loops=2, json=True)
+    assert "has no gates; they are 0.5 everywhere" in caplog.text
+    assert json.loads(text)["untrained_gates"] and not own.untrained_gates
+    assert two.of_loop(2)["gate_mean"].mean == 0.5
+    assert two.of_loop(1)["loss"] == own.of_loop(1)["loss"], "the first loop does not know of the second"
 
 
 def test_one_document_has_no_intervals(trained):

@@ -100,8 +100,10 @@ def test_the_stages_of_an_arm(tmp_path):
     assert tune.arguments[0] == "finetune" and f"model.init_from='{folder / 'pretrain'}'" in tune.arguments
     assert "engine=megatron" in tune.arguments and tune.arguments.index("experiment=sft") > 1
     assert look.arguments[-1] == "num_samples=5" and not look.trains and train.trains and tune.trains
-    without_gates = [stage.name for stage in stages_of(swept, plain, given)]
-    assert not any("loops" in name for name in without_gates), "one loop has no gates for more"
+    of_one_loop = [stage.name for stage in stages_of(swept, plain, given)]
+    assert "evaluate-pretrain-loops4" in of_one_loop, "with gates of a half"
+    held_out = f"max_sequences_per_source={swept.evaluation.max_sequences_per_source}"
+    assert all(held_out in stage.arguments for stage in stages if stage.name.startswith("evaluate")), "before and after"
 
 
 def test_an_arm_is_tuned_in_the_precision_of_its_pretraining(tmp_path):
