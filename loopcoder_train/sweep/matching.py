@@ -207,12 +207,8 @@ def _pretrained(_: RunFacts, facts: RunFacts) -> list[Difference]:
     """Of each run by itself: its first weights are the newest of its own pretraining, bit for bit."""
     if facts.pretraining_commit in (None, facts.origin_commit):
         return []
-    return [
-        Difference(
-            f"starts from {facts.first_weights} as of {_short(facts.origin_commit)}; its pretraining ended with "
-            f"{_short(facts.pretraining_commit)}"
-        )
-    ]
+    began, ended = _short(facts.origin_commit or "no record"), _short(facts.pretraining_commit)
+    return [Difference(f"starts from {facts.first_weights} as of {began}; its pretraining ended with {ended}")]
 
 
 def _stream_key(first: RunFacts, facts: RunFacts, key: str) -> list[Difference]:

@@ -20,13 +20,14 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def page(report, tmp_path_factory):
-    """Long names, hostile names, arms of huge cost."""
+    """Long names, hostile names, arms of huge cost, a verdict that names a folder."""
     arms = [
         dataclasses.replace(arm, label=f"{arm.label} {text}", training_flops=10**24, tokens=18 * 10**12)
         for arm, text in zip(report.arms, ("", LONG, HOSTILE), strict=True)
     ]
     path = tmp_path_factory.mktemp("page") / "page.html"
-    changed = dataclasses.replace(report, title=LONG + HOSTILE, arms=arms, failed={LONG: HOSTILE})
+    verdict = dataclasses.replace(report.verdict, sentence=f"No verdict: {LONG.replace('-', '/')} {HOSTILE}")
+    changed = dataclasses.replace(report, title=LONG + HOSTILE, verdict=verdict, arms=arms, failed={LONG: HOSTILE})
     path.write_text(render(changed), encoding="utf-8")
     return path
 
