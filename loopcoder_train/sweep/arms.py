@@ -5,14 +5,13 @@ several seeds, the seed) and nothing else; reference arms change more and are ne
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.manifest import write_durably
 from loopcoder_train.config import ModelConfig, RunConfig, UserError
 from loopcoder_train.config.io import from_dict, to_dict
-from loopcoder_train.config.keys import flatten
 from loopcoder_train.config.sweep import LOOPS, Reference, SweepConfig
 from loopcoder_train.model.counts import forward_flops, pairs_of_lengths
 
@@ -30,6 +29,7 @@ class Arm:
     seed: int
     reference: str | None  # name of a Reference; None: a matched arm
     changes: dict[str, Any]
+    estimated_flops: float = 1.0  # of its pretraining, forward, with one document per sequence
 
     def arguments(self) -> list[str]:
         """The changes as arguments of `loopcoder pretrain`."""
@@ -84,17 +84,19 @@ def plan_sweep(config: SweepConfig) -> Sweep:
         for kind in options.references:
             arms += [_reference(config, kind, loops, seed, len(seeds)) for loops in options.reference_loops]
     made: dict[str, str] = {}
+    planned = []
     for arm in arms:
-        run = json.dumps(
-            to_dict(arm_config(config, arm))
-        )  # a rule that an arm breaks is told before any of them starts
-        if run in made and arm.reference is None:
+        run = arm_config(config, arm)  # a rule that an arm breaks is told before any of them starts
+        content = json.dumps(to_dict(run))
+        if content in made and arm.reference is None:
             raise UserError(
-                f"sweep.values={options.values}: {made[run]} and {arm.name} are the same run; leave one out"
+                f"sweep.values={options.values}: {made[content]} and {arm.name} are the same run; leave one out"
             )
-        made.setdefault(run, arm.name)
+        made.setdefault(content, arm.name)
+        flops = _flops_per_token(run.model, run.data.sequence_length) * run.total_tokens
+        planned.append(replace(arm, estimated_flops=flops))
     return Sweep(
-        axis=options.axis, arms=arms, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)
+        axis=options.axis, arms=planned, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)
     )
 
 
@@ -172,22 +174,20 @@ def _for_as_many_flops(config: SweepConfig, loops: int) -> dict[str, Any]:
     """
     fewest = min(int(value) for value in config.sweep.typed_values)
     steps = config.training.num_steps
-    cost = _flops_per_token(config, loops) / _flops_per_token(config, fewest)
+    dear, cheap = (
+        _flops_per_token(replace(config.model, num_loops=number), config.data.sequence_length)
+        for number in (loops, fewest)
+    )
     return {
         LOOPS: loops,
-        "training.num_steps": max(1, round(steps / cost)),
+        "training.num_steps": max(1, round(steps * cheap / dear)),
         "data.planned_batches": config.data.planned_batches or steps,
     }
 
 
-def _flops_per_token(config: SweepConfig, loops: int) -> float:
-    model = ModelConfig(**{**_fields(config.model), "num_loops": loops})
-    length = config.data.sequence_length
+def _flops_per_token(model: ModelConfig, length: int) -> float:
+    """Forward, of a sequence that is one document."""
     return forward_flops(model, length, pairs_of_lengths([length], model.window_left)) / length
-
-
-def _fields(model: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in flatten(to_dict(model))}
 
 
 def _name(first: str, seed: int, num_seeds: int) -> str:

@@ -31,9 +31,11 @@ from loopcoder_train.config.process import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER
 from loopcoder_train.runtime.lock import holder_of
 from loopcoder_train.sweep.arms import Arm
 from loopcoder_train.sweep.stages import STAGES_FOLDER, Stage
+from loopcoder_train.training.progress import duration
 
 LAUNCHER_LOCK = "launcher"
 _POLL_SECONDS = 0.5
+_LEAST_SECONDS = 1.0  # of an arm with something to do: starting one command takes longer
 _STOPPED = {signal_exit_code(number) for number in STOP_SIGNALS}
 
 Say = Callable[[str], None]
@@ -126,10 +128,37 @@ def run_arms(
     folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
 ) -> list[Outcome]:
     """Every arm in turn. `run(stage, log)` starts a stage and gives its exit code. Raises Stopped."""
-    return [
-        run_arm(folder / arm.name, arm, stages, run, lambda text, n=number: say(f"[{n} of {len(arms)}] {text}"))
-        for number, (arm, stages) in enumerate(arms, start=1)
-    ]
+    outcomes, worked = [], _Worked()
+    for number, (arm, stages) in enumerate(arms, start=1):
+        began = time.monotonic()
+        outcome = run_arm(
+            folder / arm.name, arm, stages, run, lambda text, n=number: say(f"[{n} of {len(arms)}] {text}")
+        )
+        outcomes.append(outcome)
+        if outcome.failed is None and worked.add(arm, time.monotonic() - began):
+            left = worked.left([later for later, _ in arms[number:]])
+            after = f", about {duration(left)} left for the other arms" if left else ""
+            say(f"[{number} of {len(arms)}] {arm.name}: done in {duration(time.monotonic() - began)}{after}")
+    return outcomes
+
+
+class _Worked:
+    """How long arms took, and by their training FLOPs how long others will."""
+
+    def __init__(self) -> None:
+        self._seconds = self._flops = 0.0
+
+    def add(self, arm: Arm, seconds: float) -> bool:
+        """Count an arm; says whether there was anything to do for it, without which it tells nothing."""
+        if seconds < _LEAST_SECONDS:
+            return False
+        self._seconds += seconds
+        self._flops += arm.estimated_flops
+        return True
+
+    def left(self, arms: Sequence[Arm]) -> float:
+        """Seconds that these will take."""
+        return sum(arm.estimated_flops for arm in arms) * self._seconds / self._flops
 
 
 def run_arms_together(

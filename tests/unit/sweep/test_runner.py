@@ -1,5 +1,6 @@
 """Stages are done once, in order; a failed arm costs the others nothing; what changed is done again."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -48,6 +49,18 @@ def test_every_stage_once_in_order(tmp_path):
     assert commands.done == ["ax", "bx", "cx", "ay", "by", "cy"]
     again = Commands()
     assert sweep(tmp_path, again) == [None, None] and again.done == []
+
+
+def test_arms_that_are_done_tell_how_long_the_others_take(tmp_path, monkeypatch):
+    clock = iter([0.0, 60.0, 60.0, 100.0, 100.4, 100.4, 1000.0, 1000.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    arms = [(dataclasses.replace(arm(name), estimated_flops=flops), stages(tmp_path, name, "b")) for name, flops in
+            (("x", 1.0), ("y", 2.0), ("z", 4.0))]  # fmt: skip
+    said = []
+    run_arms(tmp_path, arms, Commands(), said.append)
+    assert "[1 of 3] x: done in 1m 00s, about 6m 00s left for the other arms" in said
+    assert not any("y: done" in text for text in said), "there was nothing to do, by the clock"
+    assert "[3 of 3] z: done in" in said[-1] and "left" not in said[-1]
 
 
 def test_a_failed_arm_costs_the_others_nothing_and_is_taken_up_where_it_failed(tmp_path):
