@@ -33,8 +33,8 @@ class DiagnoseOptions:
     run_dir: str
     step: int | None = None  # which checkpoint; default: the newest good one
     num_loops: int | None = None  # loops at inference; default: as trained
-    num_samples: int = 500  # held-out documents
-    min_sample_tokens: int = 16  # shorter documents are passed over
+    num_samples: int = 500  # held-out documents, each cut where a row ends: a long one is several samples
+    min_sample_tokens: int = 16  # shorter ones are passed over
     attention_queries: int | None = 64  # queries of each document that attention lenses look at; null: all
     device: Device = Device.auto
     # CPU threads; null: OMP_NUM_THREADS, or every core. One, as a small model's operators are shorter than the wait

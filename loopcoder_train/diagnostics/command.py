@@ -41,8 +41,8 @@ def diagnose_run(options: DiagnoseOptions, stream: TextIO | None = None) -> Diag
         return diagnosis
     print(
         f"{run.run_dir}: step {diagnosis.step}, R = {diagnosis.num_loops} (trained with "
-        f"{diagnosis.trained_num_loops}); {diagnosis.num_samples} held-out documents, {diagnosis.sample_tokens:,} "
-        f"tokens, {diagnosis.too_short} shorter ones passed over\n",
+        f"{diagnosis.trained_num_loops}); {diagnosis.num_samples} samples of {diagnosis.num_documents} held-out "
+        f"documents, {diagnosis.sample_tokens:,} tokens, {diagnosis.too_short} shorter ones passed over\n",
         file=stream,
     )
     print(format_diagnosis(diagnosis), file=stream)
@@ -62,6 +62,7 @@ def diagnose(run: LoadedRun, options: DiagnoseOptions) -> Diagnosis:
         trained_num_loops=run.config.model.num_loops,
         untrained_gates=run.untrained_gates,
         num_layers=run.model.config.num_layers,
+        num_documents=selection.num_documents,
         sample_tokens=selection.tokens,
         samples_by_source=selection.by_source,
         too_short=selection.too_short,

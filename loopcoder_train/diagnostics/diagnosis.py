@@ -18,16 +18,17 @@ class Diagnosis:
     trained_num_loops: int
     untrained_gates: bool  # of a run of one loop that is read with more: they are 0.5 everywhere
     num_layers: int
+    num_documents: int  # that the samples are parts of; intervals are over these
     sample_tokens: int  # of all samples
     samples_by_source: dict[str, int]
-    too_short: int  # documents passed over
+    too_short: int  # documents, or parts of one in a row, passed over
     attention_queries: int | None
     min_sample_tokens: int
     estimates: Mapping[Key, Estimate]
 
     @property
     def num_samples(self) -> int:
-        """Documents looked at."""
+        """Parts of documents in rows that were looked at."""
         return sum(self.samples_by_source.values())
 
     def of_loop(self, loop: int) -> dict[str, Estimate]:
@@ -54,6 +55,7 @@ class Diagnosis:
             "trained_num_loops": self.trained_num_loops,
             "untrained_gates": self.untrained_gates,
             "num_samples": self.num_samples,
+            "num_documents": self.num_documents,
             "sample_tokens": self.sample_tokens,
             "samples_by_source": self.samples_by_source,
             "documents_too_short": self.too_short,

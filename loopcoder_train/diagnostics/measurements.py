@@ -1,4 +1,4 @@
-"""What the lenses have seen so far: a sum and a count per (loop, layer, lens) and sample, in fp64."""
+"""What the lenses have seen so far: a sum and a count per (loop, layer, lens) and document, in fp64."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class Key:
 
 @dataclass(slots=True)
 class Measurements:
-    """Sums and counts; both grow with the number of samples, not of tokens."""
+    """Sums and counts by the number of a document; they grow with the documents, not with tokens."""
 
     values: dict[Key, dict[int, tuple[float, float]]] = field(default_factory=dict)
 
@@ -28,10 +28,10 @@ class Measurements:
         self.add_ratio(key, sample, float(values.double().sum()), values.numel())
 
     def add_ratio(self, key: Key, sample: Sample, numerator: float, denominator: float) -> None:
-        """A share of a sample: sums of both over the samples are divided."""
-        of_samples = self.values.setdefault(key, {})
-        before = of_samples.get(sample.index, (0.0, 0.0))
-        of_samples[sample.index] = (before[0] + numerator, before[1] + denominator)
+        """A share of a sample: sums of both over the documents are divided."""
+        of_documents = self.values.setdefault(key, {})
+        before = of_documents.get(sample.document, (0.0, 0.0))
+        of_documents[sample.document] = (before[0] + numerator, before[1] + denominator)
 
     def add_layer(self, loop: int, layer: int, lens: str, sample: Sample, values: Tensor) -> None:
         """Values of one layer; they count for the layer, and alike for the mean over the loop's layers."""
@@ -41,5 +41,5 @@ class Measurements:
 
     def estimates(self) -> dict[Key, Estimate]:
         """Mean and interval of everything that is defined; what is not (0/0) is absent."""
-        found = {key: estimate(*zip(*of_samples.values(), strict=True)) for key, of_samples in self.values.items()}
+        found = {key: estimate(*zip(*sums.values(), strict=True)) for key, sums in self.values.items()}
         return {key: value for key, value in found.items() if value is not None}

@@ -2,6 +2,8 @@
 
 A sample is the part of one document that lies in one row, without the end-of-document token, which predicts nothing.
 A row's document begins where the row does at the latest: the model has seen nothing before, so nor does a lens.
+A document longer than a row is several samples, which are not independent: all bear its number, and count as one
+document in every interval (as in evaluation/documents.py).
 """
 
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ from loopcoder_train.training.batch import to_micro_batch
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The tokens [first, stop) of a row; `index` numbers the samples of a diagnosis from 0."""
+    """The tokens [first, stop) of a row; `document`: number of its document, among those that were read."""
 
-    index: int
+    document: int
     first: int
     stop: int
 
@@ -42,11 +44,16 @@ class Selection:
 
     rows: list[SampledRow] = field(default_factory=list)
     by_source: dict[str, int] = field(default_factory=dict)  # number of samples
-    too_short: int = 0  # documents passed over for that
+    too_short: int = 0  # documents, or parts of one in a row, passed over for that
 
     @property
     def num_samples(self) -> int:
         return sum(self.by_source.values())
+
+    @property
+    def num_documents(self) -> int:
+        """That the samples are parts of."""
+        return len({sample.document for row in self.rows for sample in row.samples})
 
     @property
     def tokens(self) -> int:
@@ -65,13 +72,12 @@ def select_samples(corpus: Corpus, sequence_length: int, num_samples: int, min_t
     rows_of = [-(-source.heldout.tokens // sequence_length) for source in corpus.manifest.sources]
     most_rows = max(fair_shares(rows_of, num_samples), default=0)
     found = _documents(corpus, sequence_length, most_rows, min_tokens)
-    wanted = fair_shares([sum(len(spans) for _, spans in rows) for rows in found.rows], num_samples)
+    wanted = fair_shares([sum(len(samples) for _, samples in rows) for rows in found.rows], num_samples)
     selection = Selection(too_short=found.too_short)
     for source, rows in enumerate(found.rows):
         left = wanted[source]
-        for batch, spans in rows:
-            count = selection.num_samples
-            samples = [Sample(count + i, first, stop) for i, (first, stop) in enumerate(spans[:left])]
+        for batch, samples in rows:
+            samples = samples[:left]
             left -= len(samples)
             if samples:
                 selection.rows.append(SampledRow(batch, samples))
@@ -96,18 +102,24 @@ def fair_shares(available: list[int], wanted: int) -> list[int]:
 
 @dataclass(slots=True)
 class _Found:
-    rows: list[list[tuple[MicroBatch, list[tuple[int, int]]]]]  # of every source
+    rows: list[list[tuple[MicroBatch, list[Sample]]]]  # of every source
     too_short: int = 0
 
 
 def _documents(corpus: Corpus, sequence_length: int, most_rows: int, min_tokens: int) -> _Found:
     found = _Found([[] for _ in corpus.manifest.sources])
+    document, goes_on = -1, None  # goes_on: source of a document that the row before did not end
     for batch in heldout_batches(corpus, sequence_length, 1, most_rows):
-        spans = document_spans(batch.document_ids[0], batch.labels[0])
-        kept = [(first, stop) for first, stop in spans if stop - first >= min_tokens]
-        found.too_short += len(spans) - len(kept)
+        source, samples = int(batch.source_ids[0]), []
+        for first, stop in document_spans(batch.document_ids[0], batch.labels[0]):
+            if first > 0 or goes_on != source:
+                document += 1
+            samples.append(Sample(document, first, stop))
+        goes_on = source if batch.labels[0, -1] != IGNORE_INDEX else None
+        kept = [sample for sample in samples if len(sample) >= min_tokens]
+        found.too_short += len(samples) - len(kept)
         if kept:
-            found.rows[int(batch.source_ids[0])].append((to_micro_batch(batch), kept))
+            found.rows[source].append((to_micro_batch(batch), kept))
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loopcoder_train.config import ModelConfig
+from loopcoder_train.config import LoopKind, ModelConfig
 from loopcoder_train.lenses.angular_change import angular_change
 from loopcoder_train.lenses.gate_mean import gate_mean
 from loopcoder_train.lenses.output_kl import output_kl
@@ -60,7 +60,8 @@ def telemetry_values(
         For every loop r: `loop{r}/step_size` = ||h(r) - h(r-1)||, `loop{r}/hidden_rms`; for r >= 2 also
         `loop{r}/angular_change` = cos(h(r) - h(r-1), h(r-1) - h(r-2)), `loop{r}/gate_mean` (1 = global branch),
         `loop{r}/layer{i}/gate_mean`, `loop{r}/input_rms_embedding` = rms(a E), `loop{r}/input_rms_hidden` =
-        rms(b shift(N(h(r-1)))) and `loop{r}/output_kl` = KL(p(r) || p(r-1)) in nats.
+        rms(b shift(N(h(r-1)))) and `loop{r}/output_kl` = KL(p(r) || p(r-1)) in nats. Sequential loops have no gates and
+        read h(r-1) alone: neither those nor the two `input_rms` are there.
     """
     values: dict[str, float] = {}
     states = [record.embedding, *record.states]
@@ -71,7 +72,8 @@ def telemetry_values(
         if loop_number > 1:
             two_before = states[loop_number - 2]
             values[f"{key}/angular_change"] = _mean(angular_change(state, before, two_before), supervised)
-            values |= _input_values(key, config, record, loop_number, supervised)
+            if config.loop_kind is LoopKind.parallel:
+                values |= _input_values(key, config, record, loop_number, supervised)
             values[f"{key}/output_kl"] = _mean(_output_kl(state, before, logits_of), supervised)
     return values | _gate_values(record, supervised)
 

@@ -235,9 +235,9 @@ def diagnose_part(diagnosed: list[Diagnosed], content: dict) -> list[str]:
     return [
         "## `loopcoder diagnose`",
         "",
-        f"All lenses on {content['num_samples']} held-out documents ({content['sample_tokens']:,} tokens) with R = "
-        f"{content['num_loops']}; the whole command, imports",
-        "and figures included.",
+        f"All lenses on {content['num_samples']} samples of {content['num_documents']} held-out documents "
+        f"({content['sample_tokens']:,} tokens) with R = {content['num_loops']};",
+        "the whole command, imports and figures included.",
         "",
         "| threads | wall time | peak memory |",
         "|---|---|---|",

@@ -149,7 +149,7 @@ def lens_table(report: Json) -> list[str]:
         return ["No arm was diagnosed."]
     loops = diagnosis["loops"]
     rows = [[lens, *(of_loop(loops[loop].get(lens)) for loop in loops)] for lens in LENSES]
-    return table([f"{diagnosis['num_samples']} documents", *(f"loop {loop}" for loop in loops)], rows)
+    return table([f"{diagnosis['num_samples']} samples", *(f"loop {loop}" for loop in loops)], rows)
 
 
 def of_loop(value: Json | None) -> str:

@@ -45,6 +45,7 @@ def test_table_file_and_figures(trained):
     assert files(trained / "diagnostics") == ["attention.png", "dynamics.png", "gain_cost.png", "output.png"]
     for path in (trained / "diagnostics").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
+    assert f"9 samples of {saved['num_documents']} held-out documents" in text
     assert "offset cost Omega" in text and "loop 2" in text and "diagnostics.json" in text and "nan" not in text
     assert all(math.isfinite(number) for number in numbers(saved))
     assert set(saved["layers"]["2"]["1"]) >= {"gate_mean", "attention_kl", "head_rank_local"}
@@ -80,6 +81,8 @@ def test_the_loss_is_that_of_evaluate(trained):
             total += of_row[:, sample.first : sample.stop].sum(dim=-1)
             tokens += len(sample)
     assert diagnosis.sample_tokens == tokens
+    assert diagnosis.num_documents < diagnosis.num_samples, "no document goes on in the next row"
+    assert {value.samples for value in diagnosis.estimates.values()} == {diagnosis.num_documents}
     found = [diagnosis.of_loop(loop)["loss"].mean for loop in (1, 2)]
     assert found == pytest.approx((total / tokens).tolist(), rel=1e-5)
 

@@ -46,7 +46,7 @@ def packed_row(lengths=LENGTHS, seed=0):
 
 
 def means(found):
-    """{(loop, lens, layer): {sample index: mean}}."""
+    """{(loop, lens, layer): {document: mean}}."""
     return {
         (key.loop, key.lens, key.layer): {index: total / count for index, (total, count) in of_samples.items()}
         for key, of_samples in found.values.items()
@@ -72,7 +72,7 @@ def test_every_number_equals_the_oracle(changes, most_queries):
         ids, labels = row.batch.input_ids[0], row.batch.labels[0]
         numbers = expected(model, ids, labels, saved, sample.first, sample.stop, queries)
         for key, value in numbers.items():
-            wanted.setdefault(key, {})[sample.index] = value
+            wanted.setdefault(key, {})[sample.document] = value
     # RoPE's tables are fp32, and naive.py rotates in fp64: the fixed points alone feel it.
     assert_equal(means(measure(model, [row], most_queries=most_queries)), wanted, rel=2e-6, at_zero=5e-6)
 
@@ -95,8 +95,8 @@ def test_a_packed_document_measures_as_alone(changes):
             *(getattr(row.batch, name)[:, part] for name in ("input_ids", "labels", "document_ids")), None
         )
         batch.source_ids = row.batch.source_ids
-        alone = SampledRow(batch, [Sample(sample.index, 0, len(sample))])
-        wanted = {key: {sample.index: values[sample.index]} for key, values in packed.items()}
+        alone = SampledRow(batch, [Sample(sample.document, 0, len(sample))])
+        wanted = {key: {sample.document: values[sample.document]} for key, values in packed.items()}
         assert_equal(means(measure(model, [alone], most_queries=6)), wanted, rel=1e-6)
 
 

@@ -7,9 +7,12 @@ from torch.utils._pytree import tree_leaves
 
 from loopcoder_train.diagnostics.attention import AttentionReader
 from loopcoder_train.diagnostics.dynamics import DynamicsReader
+from loopcoder_train.diagnostics.measure import measure
 from loopcoder_train.diagnostics.measurements import Measurements
 from loopcoder_train.diagnostics.output import OutputReader
-from loopcoder_train.diagnostics.samples import Sample
+from loopcoder_train.diagnostics.samples import Sample, SampledRow
+from loopcoder_train.engines.engine import MicroBatch
+from loopcoder_train.model import build_model
 from tests.conftest import small_model
 from tests.distributed.peak_memory import PeakMemory
 
@@ -94,3 +97,21 @@ def test_the_peak_is_some_pieces_and_what_grows_with_the_length(make, matrices):
         run()
     of_the_document = 2 * 8 * length * max(HIDDEN, H * D) + 4 * 8 * HIDDEN * HIDDEN
     assert memory.peak_bytes - before <= matrices * 4 * piece + of_the_document
+
+
+def peak_of_a_row(num_layers, length):
+    """Bytes beyond the weights that all lenses on one document of a model of three loops hold, in fp32."""
+    model = build_model(small_model(num_loops=3, num_layers=num_layers)).requires_grad_(False)
+    tokens = torch.arange(length)[None] % 61
+    batch = MicroBatch(tokens, tokens.roll(-1, dims=1), torch.zeros_like(tokens), torch.zeros(1, dtype=torch.long))
+    with PeakMemory([*model.parameters(), tokens]) as memory:
+        before = memory.peak_bytes
+        measure(model, [SampledRow(batch, [Sample(0, 0, length)])], most_queries=2)
+    return memory.peak_bytes - before
+
+
+def test_every_layer_adds_queries_gates_and_three_pairs_of_keys_and_values():
+    """docs/diagnostics.md, of the whole forward pass with its fixed points."""
+    length = 64
+    of_a_layer = (peak_of_a_row(6, length) - peak_of_a_row(2, length)) / 4
+    assert of_a_layer == 4 * length * (H * D + H + 6 * G * D)

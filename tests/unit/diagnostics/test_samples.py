@@ -32,14 +32,36 @@ def test_every_document_of_the_held_out_rows_is_found(corpus):
         for first, stop in document_spans(batch.document_ids[0], batch.labels[0]):
             supervised += stop - first if stop - first >= 2 else 0
     assert found == supervised == selection.tokens > 0
-    indices = [sample.index for row in selection.rows for sample in row.samples]
-    assert indices == list(range(selection.num_samples))
     for row in selection.rows:
         labels, documents = row.batch.labels[0], row.batch.document_ids[0]
         for sample in row.samples:
             part = slice(sample.first, sample.stop)
             assert (labels[part] != -100).all() and documents[part].unique().numel() == 1
             assert sample.first == 0 or documents[sample.first - 1] != documents[sample.first]
+
+
+@pytest.mark.parametrize("row_length", [S, "ends with a document"])
+def test_parts_of_a_document_bear_its_number(corpus, row_length):
+    """A document is known by how many end tokens its source has before it."""
+    eod = corpus.manifest.end_of_document_id
+    if row_length == "ends with a document":
+        row_length = int(np.flatnonzero(corpus.tokens(0, "heldout").read(0, 200) == eod)[1]) + 1
+    selection = select_samples(corpus, row_length, 10_000, 2)
+    parts = {}  # number -> (source, end tokens before) of every sample that bears it
+    for row in selection.rows:
+        source = int(row.batch.source_ids[0])
+        tokens = corpus.tokens(source, "heldout")
+        whole = tokens.read(0, tokens.num_tokens)
+        inputs = row.batch.input_ids[0].numpy()
+        begins = range(0, len(whole), row_length)
+        same = [at for at in begins if np.array_equal(whole[at : at + row_length], inputs[: len(whole) - at])]
+        (first_of_row,) = same
+        for sample in row.samples:
+            ends_before = int((whole[: first_of_row + sample.first] == eod).sum())
+            parts.setdefault(sample.document, []).append((source, ends_before))
+    assert all(len(set(documents)) == 1 for documents in parts.values())
+    assert len({documents[0] for documents in parts.values()}) == len(parts) == selection.num_documents
+    assert selection.num_documents < selection.num_samples, "some documents must go on in the next row"
 
 
 def test_sources_share_alike_and_short_documents_are_counted(corpus):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loopcoder_train.config import DataConfig, OptimizerConfig, Precision, RunConfig, TrainingConfig
+from loopcoder_train.config import DataConfig, LoopKind, OptimizerConfig, Precision, RunConfig, TrainingConfig
 from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.model import IGNORE_INDEX, build_model
@@ -138,3 +138,13 @@ def test_telemetry_of_a_fresh_model():
     assert values["loop2/input_rms_hidden"] == pytest.approx(0.3, rel=0.1)  # the norm makes it 1, b scales it
     assert values["loop2/output_kl"] > 0 and values["loop1/step_size"] > 0
     assert "loop1/output_kl" not in values
+
+
+def test_telemetry_of_sequential_loops_has_no_sum_of_inputs():
+    """They read h(r-1) alone, not a E + b shift(N(h(r-1)))."""
+    config = run_config()
+    config.model = small_model(num_loops=2, loop_kind=LoopKind.sequential)
+    values = PlainEngine(config, CPU).loop_telemetry(batches()[0])
+    assert {name for name in values if name.startswith("loop2/")} == {
+        "loop2/step_size", "loop2/hidden_rms", "loop2/angular_change", "loop2/output_kl"
+    }  # fmt: skip
