@@ -28,6 +28,7 @@ MARK = "\ufdd0"  # a noncharacter: no text has it (examples.py counts a conversa
 DEFAULT_TEMPLATE = Path(__file__).parent / "templates" / "chatml.jinja"
 THINK_TOKENS, TOOL_TOKENS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
 _MARKED = re.compile(f"{MARK}([0-9]+){MARK}")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no UTF-8 has it, so the tokenizer cannot take it
 # What a template may do wrong while it runs; the sandbox raises SecurityError, a TemplateError.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -82,7 +83,7 @@ class ChatFormat:
         marked = self._spelled.sub(lambda match: _mark(tokenizer.sentinels[match[0]]), template)
         try:
             self._template = _environment().from_string(marked)
-        except TemplateError as error:
+        except (TemplateError, SyntaxError, ValueError) as error:  # Jinja leaves some checks to Python's compiler
             raise DataError(f"{where}: no chat template ({_one_line(error)}); correct it") from error
         except RecursionError as error:
             raise DataError(f"{where}: no chat template (nested too deep); correct it") from error
@@ -136,7 +137,7 @@ class ChatFormat:
     def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
         """The text with marks of the messages before `stop` (default: all)."""
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=conversation.messages[:stop],
                 tools=conversation.tools,
                 add_generation_prompt=answer_follows,
@@ -150,6 +151,9 @@ class ChatFormat:
             raise DataError(f"{self.where}: takes too much memory for {conversation.name}; correct it") from error
         except _RENDER_ERRORS as error:
             raise DataError(f"{self.where}: fails for {conversation.name} ({_one_line(error)}); correct it") from error
+        if _SURROGATE.search(text):
+            raise DataError(f"{self.where}: writes a lone surrogate for {conversation.name}; write whole characters")
+        return text
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of text with marks."""

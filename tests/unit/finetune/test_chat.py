@@ -98,6 +98,10 @@ def test_whatever_is_said_is_text(chat, tokenizer, said):
 
 BROKEN = {
     "syntax": ("{% for %}", "no chat template"),
+    "syntax of Python": ("{% break %}", "no chat template"),
+    "too many blocks": ("{% for m in messages %}" * 25 + "{% endfor %}" * 25, "no chat template"),
+    "huge number": ("{{ 1" + "0" * 5000 + " }}", "no chat template"),
+    "half a character": (TEMPLATE.replace("message.content -", "message.content ~ '\\ud800' -"), "surrogate"),
     "unknown filter": ("{{ messages | pickle }}", "No filter named 'pickle'"),
     "leaves out": (TEMPLATE.replace("message.content -", "'' -"), "leaves out"),
     "no end": (TEMPLATE.replace("{{- '<|im_end|>\\n' -}}\n{%- endfor", "{{- '\\n' -}}\n{%- endfor"), "end_token"),
