@@ -94,23 +94,35 @@ class ChatFormat:
 
         Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
         """
-        text = self._render(conversation)
-        spans = self._assistant_spans(conversation, text)
+        return self._cut(conversation, self._render(conversation))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens before the assistant's answer to `messages`: how the tokens of a conversation with it begin.
+
+        Raises DataError when the template, or what `messages` say, is wrong.
+        """
+        conversation = Conversation(messages=list(messages), name="the message", key="")
+        for said in _words_of(conversation):
+            if MARK in said or _SURROGATE.search(said):
+                raise DataError("message: holds U+FDD0 or a lone surrogate, which no text has; remove it")
+        try:
+            text = self._render(conversation, answer_follows=True)
+            return self._cut(conversation, text).tokens.tolist()
+        except RefusedByTemplate as error:
+            raise DataError(f"{self.where}: refuses the message ({error}); say something else") from error
+
+    def _cut(self, conversation: Conversation, text: str) -> Encoded:
+        """The tokens of a rendered text, encoded piece by piece: what the assistant says, and what lies between."""
         tokens: list[int] = []
         supervised: list[bool] = []
         position = 0
-        for start, stop, trained in [*spans, (len(text), len(text), False)]:
+        for start, stop, trained in [*self._assistant_spans(conversation, text), (len(text), len(text), False)]:
             for begin, end, said in ((position, start, False), (start, stop, trained)):
                 ids = self.encode_marked(text[begin:end])
                 tokens += ids
                 supervised += [said] * len(ids)
             position = stop
         return Encoded(np.array(tokens, dtype=np.uint32), np.array(supervised, dtype=bool))
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens before the assistant's answer to `messages`."""
-        conversation = Conversation(messages=list(messages), name="prompt", key="")
-        return self.encode_marked(self._render(conversation, answer_follows=True))
 
     def _assistant_spans(self, conversation: Conversation, whole: str) -> list[tuple[int, int, bool]]:
         """(start, stop, trained) of every assistant message in the rendered text `whole`, its end token included."""
@@ -131,8 +143,19 @@ class ChatFormat:
                     f"{self.where}: message {index} of {name}, the assistant's, does not end with finetune.end_token, "
                     "so the end would not be trained; set finetune.end_token to the template's own"
                 )
+            self._check_calls(conversation, message, after[len(before) :])
             spans.append((len(before), end + len(self._end_mark), index not in conversation.untrained))
         return spans
+
+    def _check_calls(self, conversation: Conversation, message: Message, answer: str) -> None:
+        """DataError when the template leaves the tool calls of a message out: it would be tuned to answer nothing."""
+        for call in message.get("tool_calls", ()):
+            name = call["function"]["name"]
+            if name not in answer:
+                raise DataError(
+                    f"{self.where}: leaves out the call of {name!r} in {conversation.name}; write tool_calls, or give "
+                    "conversations without them"
+                )
 
     def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
         """The text with marks of the messages before `stop` (default: all)."""
@@ -237,8 +260,15 @@ def _environment() -> _Sandbox:
     return environment
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """With the arguments of the filter that published templates are written for."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: object) -> NoReturn:
