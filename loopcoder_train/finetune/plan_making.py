@@ -199,9 +199,10 @@ def _pack(
     """Rows, their sources, and how many of them are for training; sets heldout_conversations."""
     lengths, sources = np.diff(written.offsets), np.array(written.sources)
     sides: list[list[tuple[int, list[int]]]] = [[], []]
-    for number, count in enumerate(counts):
-        own = np.flatnonzero(sources == number)
-        held_out = _held_out([written.keys[index] for index in own], heldout_share)
+    owned = [np.flatnonzero(sources == number) for number in range(len(counts))]
+    heldout_keys = set().union(*(_heldout_keys([written.keys[index] for index in own], heldout_share) for own in owned))
+    for number, (count, own) in enumerate(zip(counts, owned, strict=True)):
+        held_out = np.array([written.keys[index] in heldout_keys for index in own])
         count.heldout_conversations = int(held_out.sum())
         if held_out.all():
             raise DataError(
@@ -214,11 +215,10 @@ def _pack(
     return [row for _, row in both], [number for number, _ in both], len(sides[0])
 
 
-def _held_out(keys: list[str], share: float) -> np.ndarray:
-    """bool [n]: those with the lowest keys, `share` of the different ones, at least one. Equal keys stay together."""
+def _heldout_keys(keys: list[str], share: float) -> list[str]:
+    """The lowest keys of a source, `share` of the different ones, at least one. No other source trains on them."""
     different = sorted(set(keys))
-    bound = different[: max(1, round(share * len(different)))][-1]
-    return np.array([key <= bound for key in keys])
+    return different[: max(1, round(share * len(different)))]
 
 
 def _write(folder: Path, name: str, values: Any) -> None:

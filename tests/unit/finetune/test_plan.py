@@ -129,10 +129,20 @@ def test_a_set_that_cannot_be_tuned_with_is_one_line(corpus, tmp_path, content, 
 
 
 def test_sources_are_packed_and_held_out_by_themselves(corpus, tmp_path):
-    paths = [jsonl(tmp_path / f"{name}.jsonl", rows(count)) for name, count in (("a", 10), ("b", 30))]
+    paths = [jsonl(tmp_path / f"{name}.jsonl", own) for name, own in (("a", rows(40)[:10]), ("b", rows(40)[10:]))]
     sources = [ConversationSource(name=path.stem, kind=ConversationKind.jsonl, path=str(path)) for path in paths]
     plan = prepare_plan(tmp_path / "run", dataclasses.replace(options(), sources=sources), corpus, LENGTH)
     assert [source.heldout_conversations for source in plan.sources] == [2, 6]
     held_out = list(heldout_rows(plan, 2, 1))
     assert [batch.source_ids.tolist() for batch in held_out] == [[0, 1]]
     assert all(len(batch.input_ids[0]) == LENGTH for batch in held_out)
+
+
+def test_what_one_source_holds_out_no_other_trains_on(corpus, tmp_path):
+    content = {"a": rows(40), "b": rows(40)[::3]}
+    paths = [jsonl(tmp_path / f"{name}.jsonl", own) for name, own in content.items()]
+    sources = [ConversationSource(name=path.stem, kind=ConversationKind.jsonl, path=str(path)) for path in paths]
+    plan = prepare_plan(tmp_path / "run", dataclasses.replace(options(), sources=sources), corpus, LENGTH)
+    sides = [range(plan.train_rows), range(plan.train_rows, plan.num_rows)]
+    texts = [{bytes(tokens) for number in side for tokens, _ in plan.row(number)} for side in sides]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]
