@@ -11,6 +11,7 @@ that is counted (`Dropped`); what is wrong with a file is a DataError, because n
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ _ROLE_NAMES = {
 }
 _SHAPES = ("messages", "conversations", "prompt")
 MAX_ROW_BYTES = 16 << 20
+MAX_NESTING = 64  # of the arguments of a tool call, and of tools: far below what Python can pass to another process
+_SAID = ("role", "content", "tool_calls")
 
 # Reasons.
 NO_SHAPE = "no messages, conversations, or prompt and completion"
@@ -152,17 +155,23 @@ def conversation_of(row: dict[str, Any], name: str) -> Conversation:
     messages = [_message(message) for message in raw]
     _check_order(messages)
     tools = _tools(row.get("tools"))
-    said = json.dumps([messages, tools], ensure_ascii=False, sort_keys=True)
+    untrained = frozenset(index for index, message in enumerate(messages) if message.pop("weight", 1) == 0)
+    said = json.dumps([messages, tools], ensure_ascii=False)
     if MARK in said:
         raise Dropped(MARKED)
     try:
-        key = hashlib.sha256(said.encode()).hexdigest()
+        said.encode()
     except UnicodeEncodeError as error:
         raise Dropped(NO_UNICODE) from error
-    untrained = frozenset(index for index, message in enumerate(messages) if message.pop("weight", 1) == 0)
     if not any(m["role"] == "assistant" and index not in untrained for index, m in enumerate(messages)):
         raise Dropped(NO_ASSISTANT)
-    return Conversation(messages=messages, name=name, key=key, tools=tools, untrained=untrained)
+    return Conversation(messages=messages, name=name, key=_key(messages, tools), tools=tools, untrained=untrained)
+
+
+def _key(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
+    """Equal for conversations that say the same: weights and ids are not said, reasoning is but a way to the answer."""
+    said = [{key: value for key, value in message.items() if key in _SAID} for message in messages]
+    return hashlib.sha256(json.dumps([said, tools], ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _raw_messages(row: dict[str, Any]) -> Any:
@@ -229,7 +238,7 @@ def _tool_calls(raw: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Dropped(BAD_TOOLS)
         arguments = _json_of(function.get("arguments", {}))
-        if not isinstance(arguments, dict):
+        if not isinstance(arguments, dict) or not _is_json(arguments):
             raise Dropped(BAD_TOOLS)
         calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return calls
@@ -239,7 +248,7 @@ def _tools(raw: Any) -> list[dict[str, Any]] | None:
     tools = _json_of(raw)
     if not tools:
         return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools) or not _is_json(tools):
         raise Dropped(BAD_TOOLS)
     return tools
 
@@ -252,6 +261,15 @@ def _json_of(value: Any) -> Any:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
         raise Dropped(BAD_TOOLS) from error
+
+
+def _is_json(value: Any, nesting: int = MAX_NESTING) -> bool:
+    """Whether JSON can write it: columns of parquet may hold dates and bytes, Python reads NaN and any depth."""
+    if isinstance(value, dict):
+        return nesting > 0 and all(isinstance(k, str) and _is_json(v, nesting - 1) for k, v in value.items())
+    if isinstance(value, list):
+        return nesting > 0 and all(_is_json(item, nesting - 1) for item in value)
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _check_order(messages: list[Message]) -> None:

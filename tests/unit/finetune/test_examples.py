@@ -1,5 +1,8 @@
 """Every known shape becomes the same messages; every fault is counted with its reason."""
 
+import json
+from datetime import date
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,6 +68,12 @@ FAULTS = [
     (with_answer(content="\ud800"), examples.NO_UNICODE),
     (with_answer(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), examples.BAD_TOOLS),
     (with_answer(tool_calls=[{"function": {"arguments": {}}}]), examples.BAD_TOOLS),
+    (with_answer(tool_calls=[{"name": "f", "arguments": '{"x": NaN}'}]), examples.BAD_TOOLS),
+    (
+        with_answer(tool_calls=[{"name": "f", "arguments": json.loads('{"x": ' * 400 + "1" + "}" * 400)}]),
+        examples.BAD_TOOLS,
+    ),
+    ({"messages": TURNS, "tools": [{"name": "f", "since": date(2026, 1, 1)}]}, examples.BAD_TOOLS),
     ({"messages": [*TURNS, {"role": "tool", "content": "3"}]}, examples.TOOL_FIRST),
     ({"messages": TURNS, "tools": {"name": "f"}}, examples.BAD_TOOLS),
 ]
@@ -75,6 +84,12 @@ def test_faults(row, reason):
     with pytest.raises(Dropped) as dropped:
         conversation_of(row, "row")
     assert str(dropped.value) == reason
+
+
+def test_the_key_is_what_is_said():
+    rows = [with_answer(), with_answer(weight=1), with_answer(reasoning_content="r"), with_answer(content="c")]
+    keys = [conversation_of(row, "row").key for row in rows]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
 def reader(kind, path, thinking=False):
