@@ -139,7 +139,7 @@ def test_sources_are_packed_and_held_out_by_themselves(corpus, tmp_path):
 
 
 def test_what_one_source_holds_out_no_other_trains_on(corpus, tmp_path):
-    content = {"a": rows(40), "b": rows(40)[::3]}
+    content = {"a": rows(40), "b": rows(40)[:16], "c": rows(40)[20:]}
     paths = [jsonl(tmp_path / f"{name}.jsonl", own) for name, own in content.items()]
     sources = [ConversationSource(name=path.stem, kind=ConversationKind.jsonl, path=str(path)) for path in paths]
     plan = prepare_plan(tmp_path / "run", dataclasses.replace(options(), sources=sources), corpus, LENGTH)
