@@ -43,8 +43,8 @@ class ConversationStream:
 
     def check_epochs(self, num_steps: int, max_epochs: float) -> None:
         """DataError when so many steps pass over the rows more often than `max_epochs`."""
-        most = int(max_epochs * self.plan.train_rows / self.global_batch_size)
-        if num_steps > most:
+        if self.epochs(num_steps) > max_epochs:  # which may be infinite
+            most = int(max_epochs * self.plan.train_rows / self.global_batch_size)
             raise DataError(
                 f"training.num_steps={num_steps}: {self.plan.train_rows:,} training rows would be read "
                 f"{self.epochs(num_steps):.2f} times, more than finetune.max_epochs={max_epochs:g}; set "

@@ -96,5 +96,6 @@ def test_too_few_rows_or_too_many_epochs_are_one_line(plan):
         stream(plan, plan.train_rows + 1)
     size = plan.train_rows
     stream(plan, size).check_epochs(4, 4.0)
+    stream(plan, size).check_epochs(400, float("inf"))
     with pytest.raises(DataError, match=r"read 5.00 times, more than finetune.max_epochs=4; set training.num_steps=4"):
         stream(plan, size).check_epochs(5, 4.0)
