@@ -143,12 +143,16 @@ def rows_of(plan: Plan, numbers: list[int]) -> Batch:
 
 
 def heldout_rows(plan: Plan, batch_size: int, max_rows_per_source: int | None) -> Iterator[Batch]:
-    """The held-out rows, source after source, at most so many of each; the same on every call."""
+    """The held-out rows, source after source, at most so many of each; the same on every call.
+
+    Rows are packed longest conversation first, so a part of them is taken evenly, not from the beginning.
+    """
     held_out = range(plan.train_rows, plan.num_rows)
     chosen: list[int] = []
     for source in range(len(plan.sources)):
         own = [row for row in held_out if plan.row_sources[row] == source]
-        chosen += own[:max_rows_per_source]
+        count = len(own) if max_rows_per_source is None else min(len(own), max_rows_per_source)
+        chosen += [own[number * len(own) // count] for number in range(count)]
     for start in range(0, len(chosen), batch_size):
         yield rows_of(plan, chosen[start : start + batch_size])
 
