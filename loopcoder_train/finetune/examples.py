@@ -6,7 +6,9 @@ that is counted (`Dropped`); what is wrong with a file is a DataError, because n
 
     {"messages": [{"role", "content", "reasoning_content", "tool_calls", "weight"}, ...], "tools": [...]}
     {"prompt": text or messages, "completion": text or messages}
-    {"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...], "system": text}
+    {"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...]}
+
+Each may have a column `system` with the text of a system message.
 """
 
 import hashlib
@@ -175,14 +177,22 @@ def _key(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
 
 
 def _raw_messages(row: dict[str, Any]) -> Any:
+    """The messages of a row; a `system` column is the first of them, unless they begin with the same."""
+    raw, system = _turns(row), row.get("system")
+    if not system or not isinstance(raw, list):
+        return raw
+    first = raw[0] if raw and isinstance(raw[0], dict) else {}
+    said = first.get("role", first.get("from")), first.get("content", first.get("value"))
+    return raw if said == ("system", system) else [{"role": "system", "content": system}, *raw]
+
+
+def _turns(row: dict[str, Any]) -> Any:
     shape = next((shape for shape in _SHAPES if row.get(shape) is not None), None)
     match shape:
         case "messages":
             return row["messages"]
         case "conversations":
-            system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-            turns = row["conversations"]
-            return system + turns if isinstance(turns, list) else turns
+            return row["conversations"]
         case "prompt" if "completion" in row:
             sides = [(row["prompt"], "user"), (row["completion"], "assistant")]
             asked, said = ([{"role": r, "content": s}] if isinstance(s, str) else s for s, r in sides)

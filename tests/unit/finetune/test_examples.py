@@ -27,6 +27,9 @@ SHAPES = [
         {"system": "s", "conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "b"}]},
         [SYSTEM, *TURNS],
     ),
+    ({"system": "s", "messages": TURNS}, [SYSTEM, *TURNS]),
+    ({"system": "s", "messages": [SYSTEM, *TURNS]}, [SYSTEM, *TURNS]),
+    ({"system": "s", "prompt": "a", "completion": "b"}, [SYSTEM, *TURNS]),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, TURNS[1]]}, TURNS),
     ({"messages": [TURNS[0], TURNS[1] | {"thinking": "t"}]}, [TURNS[0], TURNS[1] | {"reasoning_content": "t"}]),
     (
@@ -61,6 +64,8 @@ FAULTS = [
     (with_answer(weight=0), examples.NO_ASSISTANT),
     (with_answer(weight=2), examples.BAD_WEIGHT),
     ({"messages": [*TURNS, SYSTEM]}, examples.SYSTEM_LATER),
+    ({"system": "other", "messages": [SYSTEM, *TURNS]}, examples.SYSTEM_LATER),
+    ({"system": "s", "messages": []}, examples.NO_ASSISTANT),
     (with_answer(content=" \n"), examples.EMPTY_MESSAGE),
     (with_answer(content=3), examples.NOT_TEXT),
     (with_answer(content=[{"type": "image_url"}]), examples.NOT_TEXT),
