@@ -247,7 +247,7 @@ def _tool_calls(raw: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Dropped(BAD_TOOLS)
-        arguments = _json_of(function.get("arguments", {}))
+        arguments = _json_of(function.get("arguments") or {})  # a call without arguments may have "" or null
         if not isinstance(arguments, dict) or not _is_json(arguments):
             raise Dropped(BAD_TOOLS)
         calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})

@@ -44,6 +44,12 @@ def test_shapes(row, messages):
     assert conversation_of(row, "row").messages == messages
 
 
+@pytest.mark.parametrize("nothing", ["", None, {}, "{}"])
+def test_a_tool_call_without_arguments(nothing):
+    row = with_answer(tool_calls=[{"name": "f", "arguments": nothing}])
+    assert conversation_of(row, "row").messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+
+
 def with_answer(**changes):
     return {"messages": [TURNS[0], TURNS[1] | changes]}
 
