@@ -57,7 +57,9 @@ def _prepare_conversations(config: RunConfig) -> None:
     from loopcoder_train.finetune.stream import open_conversations
 
     with closing(open_corpus(config.data)) as corpus:
-        plan = prepare_plan(Path(config.run_dir), config.finetune, corpus, config.data.sequence_length)
+        started = bool(checkpoints(Path(config.run_dir)))
+        length = config.data.sequence_length
+        plan = prepare_plan(Path(config.run_dir), config.finetune, corpus, length, started=started)
     open_conversations(config, plan)
 
 

@@ -69,6 +69,10 @@ def read_prompt(options: GenerateOptions) -> str:
             raise UserError(f"{where}: is not UTF-8 text") from error
     if not prompt:
         raise UserError(f"{where}: is empty; give at least one character")
+    try:
+        prompt.encode()  # the command line may bring bytes that are no UTF-8, as lone surrogates
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: is not UTF-8 text") from error
     return prompt
 
 

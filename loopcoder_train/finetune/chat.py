@@ -28,6 +28,7 @@ MARK = "\ufdd0"  # a noncharacter: no text has it (examples.py counts a conversa
 DEFAULT_TEMPLATE = Path(__file__).parent / "templates" / "chatml.jinja"
 THINK_TOKENS, TOOL_TOKENS = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
 _MARKED = re.compile(f"{MARK}([0-9]+){MARK}")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: no UTF-8 has it, so the tokenizer cannot take it
 # What a template may do wrong while it runs; the sandbox raises SecurityError, a TemplateError.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -82,7 +83,7 @@ class ChatFormat:
         marked = self._spelled.sub(lambda match: _mark(tokenizer.sentinels[match[0]]), template)
         try:
             self._template = _environment().from_string(marked)
-        except TemplateError as error:
+        except (TemplateError, SyntaxError, ValueError) as error:  # Jinja leaves some checks to Python's compiler
             raise DataError(f"{where}: no chat template ({_one_line(error)}); correct it") from error
         except RecursionError as error:
             raise DataError(f"{where}: no chat template (nested too deep); correct it") from error
@@ -93,23 +94,35 @@ class ChatFormat:
 
         Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
         """
-        text = self._render(conversation)
-        spans = self._assistant_spans(conversation, text)
+        return self._cut(conversation, self._render(conversation))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens before the assistant's answer to `messages`: how the tokens of a conversation with it begin.
+
+        Raises DataError when the template, or what `messages` say, is wrong.
+        """
+        conversation = Conversation(messages=list(messages), name="the message", key="")
+        for said in _words_of(conversation):
+            if MARK in said or _SURROGATE.search(said):
+                raise DataError("message: holds U+FDD0 or a lone surrogate, which no text has; remove it")
+        try:
+            text = self._render(conversation, answer_follows=True)
+            return self._cut(conversation, text).tokens.tolist()
+        except RefusedByTemplate as error:
+            raise DataError(f"{self.where}: refuses the message ({error}); say something else") from error
+
+    def _cut(self, conversation: Conversation, text: str) -> Encoded:
+        """The tokens of a rendered text, encoded piece by piece: what the assistant says, and what lies between."""
         tokens: list[int] = []
         supervised: list[bool] = []
         position = 0
-        for start, stop, trained in [*spans, (len(text), len(text), False)]:
+        for start, stop, trained in [*self._assistant_spans(conversation, text), (len(text), len(text), False)]:
             for begin, end, said in ((position, start, False), (start, stop, trained)):
                 ids = self.encode_marked(text[begin:end])
                 tokens += ids
                 supervised += [said] * len(ids)
             position = stop
         return Encoded(np.array(tokens, dtype=np.uint32), np.array(supervised, dtype=bool))
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens before the assistant's answer to `messages`."""
-        conversation = Conversation(messages=list(messages), name="prompt", key="")
-        return self.encode_marked(self._render(conversation, answer_follows=True))
 
     def _assistant_spans(self, conversation: Conversation, whole: str) -> list[tuple[int, int, bool]]:
         """(start, stop, trained) of every assistant message in the rendered text `whole`, its end token included."""
@@ -130,13 +143,24 @@ class ChatFormat:
                     f"{self.where}: message {index} of {name}, the assistant's, does not end with finetune.end_token, "
                     "so the end would not be trained; set finetune.end_token to the template's own"
                 )
+            self._check_calls(conversation, message, after[len(before) :])
             spans.append((len(before), end + len(self._end_mark), index not in conversation.untrained))
         return spans
+
+    def _check_calls(self, conversation: Conversation, message: Message, answer: str) -> None:
+        """DataError when the template leaves the tool calls of a message out: it would be tuned to answer nothing."""
+        for call in message.get("tool_calls", ()):
+            name = call["function"]["name"]
+            if name not in answer:
+                raise DataError(
+                    f"{self.where}: leaves out the call of {name!r} in {conversation.name}; write tool_calls, or give "
+                    "conversations without them"
+                )
 
     def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
         """The text with marks of the messages before `stop` (default: all)."""
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=conversation.messages[:stop],
                 tools=conversation.tools,
                 add_generation_prompt=answer_follows,
@@ -150,6 +174,9 @@ class ChatFormat:
             raise DataError(f"{self.where}: takes too much memory for {conversation.name}; correct it") from error
         except _RENDER_ERRORS as error:
             raise DataError(f"{self.where}: fails for {conversation.name} ({_one_line(error)}); correct it") from error
+        if _SURROGATE.search(text):
+            raise DataError(f"{self.where}: writes a lone surrogate for {conversation.name}; write whole characters")
+        return text
 
     def encode_marked(self, text: str) -> list[int]:
         """Token ids of text with marks."""
@@ -233,8 +260,15 @@ def _environment() -> _Sandbox:
     return environment
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """With the arguments of the filter that published templates are written for."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: object) -> NoReturn:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from data_pipeline.prepare.documents import WHOLE
 from data_pipeline.prepare.environment import environment_files
 from data_pipeline.prepare.files import part_of_files, read_text
-from loopcoder_train.finetune.chat import Conversation
+from loopcoder_train.finetune.chat import MARK, Conversation
 
 MAX_FUNCTION_LINES = 60
 MIN_DOCSTRING_CHARACTERS = 30
@@ -38,7 +38,9 @@ def environment_conversations(limit: int) -> Iterator[Conversation]:
 
 
 def conversations_of(source: str, file: str) -> Iterator[Conversation]:
-    """The usable functions of one file, in its order; none where it is no Python."""
+    """The usable functions of one file, in its order; none where it is no Python, or has what no text has."""
+    if MARK in source:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes are not the user's concern

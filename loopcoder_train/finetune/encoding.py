@@ -1,7 +1,7 @@
 """Many conversations -> tokens, in order, in processes of their own: a template is somebody else's program.
 
 The sandbox keeps a template from reaching out. It does not keep it from taking for ever, or all memory; the operating
-system does: every process may take so much memory, and so much CPU time for each batch of conversations. One that
+system does: every process may take so much memory, and so much CPU time for each conversation. One that
 takes more is ended, and the template is an error.
 """
 
@@ -36,7 +36,7 @@ class Recipe:
     end_token: str
     thinking: bool
     memory_bytes: int = 2 << 30  # beyond what it has when it begins
-    cpu_seconds: int = 60  # for each batch
+    cpu_seconds: int = 60  # for each conversation, and to check the template
 
     def chat_format(self) -> ChatFormat:
         """The template with its tokenizer, checked."""
@@ -65,8 +65,8 @@ def encode_all(
         except (BrokenProcessPool, MemoryError) as error:
             raise DataError(
                 f"finetune.chat_template={recipe.path or 'chatml.jinja'}: took more than {recipe.cpu_seconds} s or "
-                f"{recipe.memory_bytes >> 20} MiB for {BATCH} conversations and was ended; correct it, or "
-                "remove huge rows"
+                f"{recipe.memory_bytes >> 20} MiB for a conversation and was ended; correct it, or remove "
+                "huge rows"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -91,14 +91,19 @@ def _begin(recipe: Recipe) -> None:
 
 
 def _encode(conversations: tuple[Conversation, ...]) -> list[Encoded | str]:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + _Process.recipe.cpu_seconds)
+    _allow_cpu_seconds()
     # Not in the initializer, whose errors nobody would see.
     _Process.chat = _Process.chat or _Process.recipe.chat_format()
     return [_encoded(_Process.chat, conversation) for conversation in conversations]
 
 
+def _allow_cpu_seconds() -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + _Process.recipe.cpu_seconds)
+
+
 def _encoded(chat: ChatFormat, conversation: Conversation) -> Encoded | str:
+    _allow_cpu_seconds()
     try:
         return chat.encode(conversation)
     except RefusedByTemplate:

@@ -6,11 +6,14 @@ that is counted (`Dropped`); what is wrong with a file is a DataError, because n
 
     {"messages": [{"role", "content", "reasoning_content", "tool_calls", "weight"}, ...], "tools": [...]}
     {"prompt": text or messages, "completion": text or messages}
-    {"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...], "system": text}
+    {"conversations": [{"from": "human" | "gpt" | ..., "value": text}, ...]}
+
+Each may have a column `system` with the text of a system message.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ _ROLE_NAMES = {
 }
 _SHAPES = ("messages", "conversations", "prompt")
 MAX_ROW_BYTES = 16 << 20
+MAX_NESTING = 64  # of the arguments of a tool call, and of tools: far below what Python can pass to another process
+_SAID = ("role", "content", "tool_calls")
 
 # Reasons.
 NO_SHAPE = "no messages, conversations, or prompt and completion"
@@ -152,28 +157,42 @@ def conversation_of(row: dict[str, Any], name: str) -> Conversation:
     messages = [_message(message) for message in raw]
     _check_order(messages)
     tools = _tools(row.get("tools"))
-    said = json.dumps([messages, tools], ensure_ascii=False, sort_keys=True)
+    untrained = frozenset(index for index, message in enumerate(messages) if message.pop("weight", 1) == 0)
+    said = json.dumps([messages, tools], ensure_ascii=False)
     if MARK in said:
         raise Dropped(MARKED)
     try:
-        key = hashlib.sha256(said.encode()).hexdigest()
+        said.encode()
     except UnicodeEncodeError as error:
         raise Dropped(NO_UNICODE) from error
-    untrained = frozenset(index for index, message in enumerate(messages) if message.pop("weight", 1) == 0)
     if not any(m["role"] == "assistant" and index not in untrained for index, m in enumerate(messages)):
         raise Dropped(NO_ASSISTANT)
-    return Conversation(messages=messages, name=name, key=key, tools=tools, untrained=untrained)
+    return Conversation(messages=messages, name=name, key=_key(messages, tools), tools=tools, untrained=untrained)
+
+
+def _key(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
+    """Equal for conversations that say the same: weights and ids are not said, reasoning is but a way to the answer."""
+    said = [{key: value for key, value in message.items() if key in _SAID} for message in messages]
+    return hashlib.sha256(json.dumps([said, tools], ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
 def _raw_messages(row: dict[str, Any]) -> Any:
+    """The messages of a row; a `system` column is the first of them, unless they begin with the same."""
+    raw, system = _turns(row), row.get("system")
+    if not system or not isinstance(raw, list):
+        return raw
+    first = raw[0] if raw and isinstance(raw[0], dict) else {}
+    said = first.get("role", first.get("from")), first.get("content", first.get("value"))
+    return raw if said == ("system", system) else [{"role": "system", "content": system}, *raw]
+
+
+def _turns(row: dict[str, Any]) -> Any:
     shape = next((shape for shape in _SHAPES if row.get(shape) is not None), None)
     match shape:
         case "messages":
             return row["messages"]
         case "conversations":
-            system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-            turns = row["conversations"]
-            return system + turns if isinstance(turns, list) else turns
+            return row["conversations"]
         case "prompt" if "completion" in row:
             sides = [(row["prompt"], "user"), (row["completion"], "assistant")]
             asked, said = ([{"role": r, "content": s}] if isinstance(s, str) else s for s, r in sides)
@@ -228,8 +247,8 @@ def _tool_calls(raw: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Dropped(BAD_TOOLS)
-        arguments = _json_of(function.get("arguments", {}))
-        if not isinstance(arguments, dict):
+        arguments = _json_of(function.get("arguments") or {})  # a call without arguments may have "" or null
+        if not isinstance(arguments, dict) or not _is_json(arguments):
             raise Dropped(BAD_TOOLS)
         calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return calls
@@ -239,7 +258,7 @@ def _tools(raw: Any) -> list[dict[str, Any]] | None:
     tools = _json_of(raw)
     if not tools:
         return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools) or not _is_json(tools):
         raise Dropped(BAD_TOOLS)
     return tools
 
@@ -252,6 +271,15 @@ def _json_of(value: Any) -> Any:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
         raise Dropped(BAD_TOOLS) from error
+
+
+def _is_json(value: Any, nesting: int = MAX_NESTING) -> bool:
+    """Whether JSON can write it: columns of parquet may hold dates and bytes, Python reads NaN and any depth."""
+    if isinstance(value, dict):
+        return nesting > 0 and all(isinstance(k, str) and _is_json(v, nesting - 1) for k, v in value.items())
+    if isinstance(value, list):
+        return nesting > 0 and all(_is_json(item, nesting - 1) for item in value)
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _check_order(messages: list[Message]) -> None:

@@ -122,8 +122,15 @@ class Plan:
 
     @property
     def template(self) -> str:
-        """The source of the chat template."""
-        return (self.folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        """The source of the chat template. DataError when it is not the one that the plan was made of."""
+        file = self.folder / TEMPLATE_FILE
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}); restore it") from error
+        if hashlib.sha256(content).hexdigest() != self.content["request"]["template"]:
+            raise DataError(f"{file}: is not the template that the run was tuned with (its sha256 differs); restore it")
+        return content.decode()
 
     @property
     def num_rows(self) -> int:

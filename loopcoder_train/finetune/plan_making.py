@@ -43,25 +43,48 @@ _VERSION = 1
 TOO_LONG, NOTHING_SAID = "longer than data.sequence_length", "no assistant token"
 
 
-def prepare_plan(run_dir: Path, finetune: FinetuneConfig, corpus: Corpus, sequence_length: int) -> "Plan":
+def prepare_plan(
+    run_dir: Path, finetune: FinetuneConfig, corpus: Corpus, sequence_length: int, *, started: bool = False
+) -> "Plan":
     """The plan in `run_dir`, made if it is not there or was made for other options.
 
-    corpus: has the tokenizer. Raises DataError for data, templates and options that nobody can be tuned with.
+    corpus: has the tokenizer. started: the run has checkpoints, which count in the rows of its plan; another one never
+    takes its place. Raises DataError for data, templates and options that nobody can be tuned with.
     """
     folder = run_dir / PLAN_FOLDER
-    template = read_template(finetune.chat_template)
+    plan = Plan.open(run_dir) if (folder / PLAN_FILE).exists() else None
+    template = _template(finetune, plan)
     request = _request(finetune, template, corpus, sequence_length)
-    if (folder / PLAN_FILE).exists():
-        plan = Plan.open(run_dir)
-        if plan.content["request"] == request:
-            return plan
+    if plan is not None and plan.content["request"] == request:
+        return plan
     partial = run_dir / f"{PLAN_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _make(partial, finetune, template, corpus, sequence_length, request)
+    made = _make(partial, finetune, template, corpus, sequence_length, request)
+    if started and plan is not None and made != plan.plan_hash:
+        shutil.rmtree(partial)
+        was = plan.content["request"]
+        differing = ", ".join(key for key in request if request[key] != was.get(key))
+        raise DataError(
+            f"{folder}: the run's checkpoints have read it, and it was made of other {differing}; bring those back, "
+            "start over with fresh=true, or give another run_dir"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return Plan.open(run_dir)
+
+
+def _template(finetune: FinetuneConfig, plan: Plan | None) -> str:
+    """The source of the chat template: of its file, or, when that is gone, the copy in the plan that was made of it."""
+    file = finetune.chat_template
+    if (
+        plan is None
+        or file is None
+        or Path(file).exists()
+        or plan.content["request"]["options"]["chat_template"] != file
+    ):
+        return read_template(file)
+    return plan.template
 
 
 def _request(finetune: FinetuneConfig, template: str, corpus: Corpus, sequence_length: int) -> dict[str, Any]:
@@ -78,7 +101,8 @@ def _request(finetune: FinetuneConfig, template: str, corpus: Corpus, sequence_l
 
 def _make(
     folder: Path, finetune: FinetuneConfig, template: str, corpus: Corpus, sequence_length: int, request: dict
-) -> None:
+) -> str:
+    """Write a plan; returns its plan_hash."""
     (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     recipe = Recipe(
         template=template,
@@ -120,6 +144,7 @@ def _make(
     content["plan_hash"] = plan_hash(content)
     _sync(folder)
     write_durably(folder / PLAN_FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    return content["plan_hash"]
 
 
 @dataclass(slots=True)
@@ -199,9 +224,10 @@ def _pack(
     """Rows, their sources, and how many of them are for training; sets heldout_conversations."""
     lengths, sources = np.diff(written.offsets), np.array(written.sources)
     sides: list[list[tuple[int, list[int]]]] = [[], []]
-    for number, count in enumerate(counts):
-        own = np.flatnonzero(sources == number)
-        held_out = _held_out([written.keys[index] for index in own], heldout_share)
+    owned = [np.flatnonzero(sources == number) for number in range(len(counts))]
+    heldout_keys = set().union(*(_heldout_keys([written.keys[index] for index in own], heldout_share) for own in owned))
+    for number, (count, own) in enumerate(zip(counts, owned, strict=True)):
+        held_out = np.array([written.keys[index] in heldout_keys for index in own])
         count.heldout_conversations = int(held_out.sum())
         if held_out.all():
             raise DataError(
@@ -214,11 +240,10 @@ def _pack(
     return [row for _, row in both], [number for number, _ in both], len(sides[0])
 
 
-def _held_out(keys: list[str], share: float) -> np.ndarray:
-    """bool [n]: those with the lowest keys, `share` of the different ones, at least one. Equal keys stay together."""
+def _heldout_keys(keys: list[str], share: float) -> list[str]:
+    """The lowest keys of a source, `share` of the different ones, at least one. No other source trains on them."""
     different = sorted(set(keys))
-    bound = different[: max(1, round(share * len(different)))][-1]
-    return np.array([key <= bound for key in keys])
+    return different[: max(1, round(share * len(different)))]
 
 
 def _write(folder: Path, name: str, values: Any) -> None:

@@ -43,8 +43,8 @@ class ConversationStream:
 
     def check_epochs(self, num_steps: int, max_epochs: float) -> None:
         """DataError when so many steps pass over the rows more often than `max_epochs`."""
-        most = int(max_epochs * self.plan.train_rows / self.global_batch_size)
-        if num_steps > most:
+        if self.epochs(num_steps) > max_epochs:  # which may be infinite
+            most = int(max_epochs * self.plan.train_rows / self.global_batch_size)
             raise DataError(
                 f"training.num_steps={num_steps}: {self.plan.train_rows:,} training rows would be read "
                 f"{self.epochs(num_steps):.2f} times, more than finetune.max_epochs={max_epochs:g}; set "
@@ -143,12 +143,16 @@ def rows_of(plan: Plan, numbers: list[int]) -> Batch:
 
 
 def heldout_rows(plan: Plan, batch_size: int, max_rows_per_source: int | None) -> Iterator[Batch]:
-    """The held-out rows, source after source, at most so many of each; the same on every call."""
+    """The held-out rows, source after source, at most so many of each; the same on every call.
+
+    Rows are packed longest conversation first, so a part of them is taken evenly, not from the beginning.
+    """
     held_out = range(plan.train_rows, plan.num_rows)
     chosen: list[int] = []
     for source in range(len(plan.sources)):
         own = [row for row in held_out if plan.row_sources[row] == source]
-        chosen += own[:max_rows_per_source]
+        count = len(own) if max_rows_per_source is None else min(len(own), max_rows_per_source)
+        chosen += [own[number * len(own) // count] for number in range(count)]
     for start in range(0, len(chosen), batch_size):
         yield rows_of(plan, chosen[start : start + batch_size])
 

@@ -141,6 +141,8 @@ def test_prompts_that_cannot_be_continued(trained, tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         generate(trained, prompt_file=str(tmp_path / "binary"))
+    with pytest.raises(UserError, match="prompt: is not UTF-8"):
+        generate(trained, prompt="\udcff")
 
 
 def test_generation_stops_where_the_longest_document_ends(trained):

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizer import SPECIAL_TOKENS
+from data_pipeline.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, train_tokenizer
+from loopcoder_train.finetune.chat import load_chat_format
 from tests.unit.finetune.conftest import TEMPLATE, conversation, custom, encoded, spelled
 
 NO, YES = False, True
@@ -79,6 +80,44 @@ def test_the_prompt_of_an_answer_is_how_its_conversation_begins(chat):
     assert tokens.supervised.tolist().index(True) == len(prompt)
 
 
+def test_a_later_prompt_is_cut_where_its_conversation_is():
+    """With a tokenizer that would join the end of the prompt and the beginning of the answer into one token."""
+    joining = train_tokenizer(iter(["assistant\n\n\nx"] * 9), MIN_VOCAB_SIZE + 20)
+    assert joining.encode("\n\n") != joining.encode("\n") * 2
+    chat = load_chat_format(None, joining, END, thinking=False)
+    row = conversation(("user", "a"), ("assistant", "\n\nx"), ("user", "b"), ("assistant", "\nc"))
+    tokens = chat.encode(row)
+    for index in (1, 3):
+        prompt = chat.prompt(row.messages[:index])
+        assert tokens.tokens[: len(prompt)].tolist() == prompt and tokens.supervised[len(prompt)]
+
+
+def test_a_message_cannot_forge_a_sentinel_and_must_be_text(chat, tokenizer):
+    for said in (f"\ufdd0{chat.end_token_id}\ufdd0", "\ufdd0", "\udcff"):
+        with pytest.raises(DataError, match="message: holds"):
+            chat.prompt([{"role": "user", "content": said}])
+    refusing = custom(tokenizer, TEMPLATE + "{{ raise_exception('no') if messages[0].content == 'x' }}")
+    with pytest.raises(DataError, match=r"refuses the message \(no\)"):
+        refusing.prompt([{"role": "user", "content": "x"}])
+
+
+def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer):
+    silent = custom(tokenizer, TEMPLATE.replace("message.tool_calls or []", "[]"))
+    call = {"role": "assistant", "tool_calls": [{"name": "look_up", "arguments": {}}]}
+    row = conversation(("user", "a"), call, {"role": "tool", "content": "b"}, ("assistant", "c"))
+    with pytest.raises(DataError, match="leaves out the call of 'look_up' in row"):
+        silent.encode(row)
+
+
+def test_json_is_written_as_published_templates_ask_for(tokenizer):
+    arguments = "tojson(ensure_ascii=False, separators=(',', ':'), sort_keys=True, indent=None)"
+    compact = custom(tokenizer, TEMPLATE.replace("| tojson) ~ '</", f"| {arguments}) ~ '</"))
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"ü": 1}}]}
+    tokens = compact.encode(conversation(("user", "a"), call))
+    said = tokenizer.decode(token for token, yes in zip(tokens.tokens, tokens.supervised, strict=True) if yes)
+    assert said == '<tool_call>{"arguments":{"ü":1},"name":"f"}</tool_call><|im_end|>'
+
+
 SPOKEN = st.text(st.sampled_from("ab \n<|>") | st.characters(codec="utf-8", exclude_characters="\ufdd0"), max_size=20)
 SPELLINGS = st.lists(SPOKEN | st.sampled_from(SPECIAL_TOKENS), min_size=1, max_size=4).map("".join)
 
@@ -98,6 +137,10 @@ def test_whatever_is_said_is_text(chat, tokenizer, said):
 
 BROKEN = {
     "syntax": ("{% for %}", "no chat template"),
+    "syntax of Python": ("{% break %}", "no chat template"),
+    "too many blocks": ("{% for m in messages %}" * 25 + "{% endfor %}" * 25, "no chat template"),
+    "huge number": ("{{ 1" + "0" * 5000 + " }}", "no chat template"),
+    "half a character": (TEMPLATE.replace("message.content -", "message.content ~ '\\ud800' -"), "surrogate"),
     "unknown filter": ("{{ messages | pickle }}", "No filter named 'pickle'"),
     "leaves out": (TEMPLATE.replace("message.content -", "'' -"), "leaves out"),
     "no end": (TEMPLATE.replace("{{- '<|im_end|>\\n' -}}\n{%- endfor", "{{- '\\n' -}}\n{%- endfor"), "end_token"),

@@ -55,3 +55,4 @@ def test_it_is_the_same_every_time_and_parses():
 
 def test_what_is_no_python_gives_nothing():
     assert list(conversations_of("def f(:", "a.py")) == []
+    assert list(conversations_of(SOURCE.replace("a comment", "\ufdd0"), "a.py")) == []

@@ -1,11 +1,13 @@
 """Templates that take too long or too much end with one line; the number of processes changes nothing."""
 
+import resource
 import time
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
+from loopcoder_train.finetune import encoding
 from loopcoder_train.finetune.encoding import REFUSED, Recipe, encode_all
 from tests.unit.finetune.conftest import TEMPLATE, conversation
 
@@ -32,6 +34,15 @@ def test_order_and_tokens_do_not_depend_on_the_processes(corpus):
     assert [result for _, result in one if isinstance(result, str)] == [REFUSED] and one[7][1] == REFUSED
     for (_, a), (_, b) in zip(one, two, strict=True):
         assert a == b if isinstance(a, str) else np.array_equal(a.tokens, b.tokens)
+
+
+def test_the_time_is_that_of_one_conversation_not_of_many(corpus, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(encoding, "_limit", lambda what, _soft: allowed.append(what))
+    monkeypatch.setattr(encoding._Process, "recipe", recipe(corpus), raising=False)
+    monkeypatch.setattr(encoding._Process, "chat", None)
+    assert len(encoding._encode(tuple(CONVERSATIONS[:5]))) == 5
+    assert allowed == [resource.RLIMIT_CPU] * 6  # the template itself, then each conversation
 
 
 HUNGRY = {

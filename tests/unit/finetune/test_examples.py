@@ -1,5 +1,8 @@
 """Every known shape becomes the same messages; every fault is counted with its reason."""
 
+import json
+from datetime import date
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,9 @@ SHAPES = [
         {"system": "s", "conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "b"}]},
         [SYSTEM, *TURNS],
     ),
+    ({"system": "s", "messages": TURNS}, [SYSTEM, *TURNS]),
+    ({"system": "s", "messages": [SYSTEM, *TURNS]}, [SYSTEM, *TURNS]),
+    ({"system": "s", "prompt": "a", "completion": "b"}, [SYSTEM, *TURNS]),
     ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, TURNS[1]]}, TURNS),
     ({"messages": [TURNS[0], TURNS[1] | {"thinking": "t"}]}, [TURNS[0], TURNS[1] | {"reasoning_content": "t"}]),
     (
@@ -36,6 +42,12 @@ SHAPES = [
 @pytest.mark.parametrize(("row", "messages"), SHAPES)
 def test_shapes(row, messages):
     assert conversation_of(row, "row").messages == messages
+
+
+@pytest.mark.parametrize("nothing", ["", None, {}, "{}"])
+def test_a_tool_call_without_arguments(nothing):
+    row = with_answer(tool_calls=[{"name": "f", "arguments": nothing}])
+    assert conversation_of(row, "row").messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
 
 
 def with_answer(**changes):
@@ -58,6 +70,8 @@ FAULTS = [
     (with_answer(weight=0), examples.NO_ASSISTANT),
     (with_answer(weight=2), examples.BAD_WEIGHT),
     ({"messages": [*TURNS, SYSTEM]}, examples.SYSTEM_LATER),
+    ({"system": "other", "messages": [SYSTEM, *TURNS]}, examples.SYSTEM_LATER),
+    ({"system": "s", "messages": []}, examples.NO_ASSISTANT),
     (with_answer(content=" \n"), examples.EMPTY_MESSAGE),
     (with_answer(content=3), examples.NOT_TEXT),
     (with_answer(content=[{"type": "image_url"}]), examples.NOT_TEXT),
@@ -65,6 +79,12 @@ FAULTS = [
     (with_answer(content="\ud800"), examples.NO_UNICODE),
     (with_answer(tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), examples.BAD_TOOLS),
     (with_answer(tool_calls=[{"function": {"arguments": {}}}]), examples.BAD_TOOLS),
+    (with_answer(tool_calls=[{"name": "f", "arguments": '{"x": NaN}'}]), examples.BAD_TOOLS),
+    (
+        with_answer(tool_calls=[{"name": "f", "arguments": json.loads('{"x": ' * 400 + "1" + "}" * 400)}]),
+        examples.BAD_TOOLS,
+    ),
+    ({"messages": TURNS, "tools": [{"name": "f", "since": date(2026, 1, 1)}]}, examples.BAD_TOOLS),
     ({"messages": [*TURNS, {"role": "tool", "content": "3"}]}, examples.TOOL_FIRST),
     ({"messages": TURNS, "tools": {"name": "f"}}, examples.BAD_TOOLS),
 ]
@@ -75,6 +95,12 @@ def test_faults(row, reason):
     with pytest.raises(Dropped) as dropped:
         conversation_of(row, "row")
     assert str(dropped.value) == reason
+
+
+def test_the_key_is_what_is_said():
+    rows = [with_answer(), with_answer(weight=1), with_answer(reasoning_content="r"), with_answer(content="c")]
+    keys = [conversation_of(row, "row").key for row in rows]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
 def reader(kind, path, thinking=False):

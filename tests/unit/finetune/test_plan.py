@@ -10,13 +10,13 @@ from loopcoder_train.config.finetune import ConversationKind, ConversationSource
 from loopcoder_train.finetune.plan import PLAN_FOLDER, Plan
 from loopcoder_train.finetune.plan_making import prepare_plan
 from loopcoder_train.finetune.stream import heldout_rows, rows_of
-from tests.unit.finetune.conftest import jsonl, options, rows
+from tests.unit.finetune.conftest import TEMPLATE, jsonl, options, rows
 
 LENGTH = 128
 
 
-def make(corpus, folder, path, length=LENGTH, **changes):
-    return prepare_plan(folder, options(path, **changes), corpus, length)
+def make(corpus, folder, path, length=LENGTH, started=False, **changes):
+    return prepare_plan(folder, options(path, **changes), corpus, length, started=started)
 
 
 def test_every_conversation_is_in_one_row_as_it_was_encoded(corpus, chat, tmp_path):
@@ -68,6 +68,28 @@ def test_a_plan_outlives_its_data_but_not_other_options(corpus, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         make(corpus, tmp_path / "run", path, thinking=True)
     assert Plan.open(tmp_path / "run").plan_hash == plan.plan_hash
+
+
+def test_the_plan_of_a_run_with_checkpoints_is_never_replaced(corpus, tmp_path):
+    path, template = jsonl(tmp_path / "a.jsonl", rows(20)), tmp_path / "mine.jinja"
+    template.write_text(TEMPLATE)
+    own = {"started": True, "chat_template": str(template)}
+    plan = make(corpus, tmp_path / "run", path, **own)
+    template.write_text(TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>\\n\\n"))
+    with pytest.raises(DataError, match="other template;"):
+        make(corpus, tmp_path / "run", path, **own)
+    assert not (tmp_path / "run" / f"{PLAN_FOLDER}.partial").exists()
+    template.unlink()
+    assert make(corpus, tmp_path / "run", path, **own).plan_hash == plan.plan_hash
+    assert make(corpus, tmp_path / "run", path, max_dropped_share=0.2, **own).plan_hash == plan.plan_hash
+
+
+def test_a_template_that_was_changed_is_not_the_runs(corpus, tmp_path):
+    plan = make(corpus, tmp_path / "run", jsonl(tmp_path / "a.jsonl", rows(20)))
+    assert plan.template == TEMPLATE
+    (plan.folder / "template.jinja").write_text(TEMPLATE + " ")
+    with pytest.raises(DataError, match=r"template.jinja: is not the template"):
+        _ = plan.template
 
 
 def test_damage_is_found(corpus, tmp_path):
@@ -129,10 +151,20 @@ def test_a_set_that_cannot_be_tuned_with_is_one_line(corpus, tmp_path, content, 
 
 
 def test_sources_are_packed_and_held_out_by_themselves(corpus, tmp_path):
-    paths = [jsonl(tmp_path / f"{name}.jsonl", rows(count)) for name, count in (("a", 10), ("b", 30))]
+    paths = [jsonl(tmp_path / f"{name}.jsonl", own) for name, own in (("a", rows(40)[:10]), ("b", rows(40)[10:]))]
     sources = [ConversationSource(name=path.stem, kind=ConversationKind.jsonl, path=str(path)) for path in paths]
     plan = prepare_plan(tmp_path / "run", dataclasses.replace(options(), sources=sources), corpus, LENGTH)
     assert [source.heldout_conversations for source in plan.sources] == [2, 6]
     held_out = list(heldout_rows(plan, 2, 1))
     assert [batch.source_ids.tolist() for batch in held_out] == [[0, 1]]
     assert all(len(batch.input_ids[0]) == LENGTH for batch in held_out)
+
+
+def test_what_one_source_holds_out_no_other_trains_on(corpus, tmp_path):
+    content = {"a": rows(40), "b": rows(40)[:16], "c": rows(40)[20:]}
+    paths = [jsonl(tmp_path / f"{name}.jsonl", own) for name, own in content.items()]
+    sources = [ConversationSource(name=path.stem, kind=ConversationKind.jsonl, path=str(path)) for path in paths]
+    plan = prepare_plan(tmp_path / "run", dataclasses.replace(options(), sources=sources), corpus, LENGTH)
+    sides = [range(plan.train_rows), range(plan.train_rows, plan.num_rows)]
+    texts = [{bytes(tokens) for number in side for tokens, _ in plan.row(number)} for side in sides]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]

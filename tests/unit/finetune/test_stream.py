@@ -10,7 +10,7 @@ import torch
 from data_pipeline.errors import DataError
 from data_pipeline.loader import StreamLoader
 from loopcoder_train.finetune.plan_making import prepare_plan
-from loopcoder_train.finetune.stream import ConversationStream, rows_of
+from loopcoder_train.finetune.stream import ConversationStream, heldout_rows, rows_of
 from loopcoder_train.model import build_model
 from loopcoder_train.model.loss import token_losses
 from tests.conftest import RELEASED_PRESET, randomize, small_model
@@ -91,10 +91,21 @@ def test_the_state_goes_on_where_it_stands_and_notices_other_batches(plan, corpu
             own.check_state(broken)
 
 
+def test_a_part_of_the_held_out_rows_is_spread_over_them(corpus, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", rows(80, words=6))
+    plan = prepare_plan(tmp_path / "run", options(path, heldout_share=0.5), corpus, 160)
+    everything = np.concatenate([batch.input_ids for batch in heldout_rows(plan, 1, None)])
+    some = np.concatenate([batch.input_ids for batch in heldout_rows(plan, 2, 3)])
+    total = plan.num_rows - plan.train_rows
+    assert len(everything) == total > 6 and len(some) == 3
+    assert np.array_equal(some, everything[[0, total // 3, 2 * total // 3]])
+
+
 def test_too_few_rows_or_too_many_epochs_are_one_line(plan):
     with pytest.raises(DataError, match=r"0 whole steps per epoch"):
         stream(plan, plan.train_rows + 1)
     size = plan.train_rows
     stream(plan, size).check_epochs(4, 4.0)
+    stream(plan, size).check_epochs(400, float("inf"))
     with pytest.raises(DataError, match=r"read 5.00 times, more than finetune.max_epochs=4; set training.num_steps=4"):
         stream(plan, size).check_epochs(5, 4.0)
