@@ -31,6 +31,7 @@ class Decoder:
     def __init__(self, model: PLT):
         self.model, self.config = model, model.config
         self.length = 0  # tokens consumed so far
+        self._batch_size = 0
         self._caches: list[list[KVCache]] = []  # [loop][layer] of the loops that keep everything, batch B
         self._rings: list[KVCache] = []  # [layer], those of loops 2..R after each other: batch (R-1) * B
         self._states = torch.empty(0)  # s(r) of the last token for r = 1..R-1, [R-1, B, 1, d]
@@ -62,12 +63,19 @@ class Decoder:
             states.append(self.model.between_loops(hidden[:, -1:]))
         self._rings = [self._ring_of(layer_tails) for layer_tails in zip(*tails, strict=True)]
         self._states = torch.stack(states)[:-1]
-        self.length = hidden.shape[1]
+        self._batch_size, self.length = hidden.shape[:2]
         return self.model.logits(hidden[:, -1:])[:, 0]
 
     @torch.no_grad()
     def step(self, token_ids: Tensor) -> Tensor:
-        """Consume one token per sequence, `token_ids` [B]; returns the next token's logits [B, V]."""
+        """Consume one token per sequence, `token_ids` [B]; returns the next token's logits [B, V].
+
+        ValueError before a prompt, or for another number of sequences than the prompt had.
+        """
+        if not self.length or len(token_ids) != self._batch_size:
+            raise ValueError(
+                f"{len(token_ids)} tokens after a prompt of {self._batch_size} sequences: give one for each"
+            )
         position = torch.full((1, 1), self.length, device=token_ids.device)  # the same for all sequences and rows
         rope = rope_tables(position, self.config.head_dim, self.config.rope_theta)
         embedding = self.model.model.embed_tokens(token_ids[:, None])  # [B, 1, d]

@@ -75,3 +75,12 @@ def test_a_buffer_grows_again_and_again(monkeypatch):
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="prompt length=0"):
         Decoder(build_model(small_model())).prefill(torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_a_step_needs_a_prompt_of_as_many_sequences():
+    decoder = Decoder(build_model(small_model(num_loops=2)))
+    with pytest.raises(ValueError, match="after a prompt of 0 sequences"):
+        decoder.step(torch.tensor([1]))
+    decoder.prefill(torch.tensor([[1, 2], [3, 4]]))
+    with pytest.raises(ValueError, match="1 tokens after a prompt of 2 sequences"):
+        decoder.step(torch.tensor([1]))
