@@ -9,6 +9,7 @@ from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.pretrain import PATHS
 from loopcoder_train.cli.report import report
 from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.guards import OnBadStep
 from loopcoder_train.config.process import EXIT_FAILURE
 from loopcoder_train.config.sweep import CompareOptions, SweepConfig
 from loopcoder_train.runtime.lock import RunLock
@@ -44,6 +45,11 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
     folder = Path(config.run_dir)
     with RunLock(folder, name=SWEEP_LOCK):
         planned = plan_sweep(config)
+        if config.guards.spike in (OnBadStep.skip, OnBadStep.rewind):
+            _say(
+                f"guards.spike={config.guards.spike.name}: an arm that finds a spike leaves out a batch, and then matches "
+                "the others no more; guards.spike=ignore keeps all batches in all arms"
+            )
         planned.write(folder)
         arms = [(arm, stages_of(config, arm, for_stages)) for arm in planned.arms]
         run_all, stages = (
