@@ -47,7 +47,7 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
         planned = plan_sweep(config)
         if config.guards.spike in (OnBadStep.skip, OnBadStep.rewind):
             _say(
-                f"guards.spike={config.guards.spike.name}: an arm that finds a spike leaves out a batch, and then matches "
+                f"guards.spike={config.guards.spike.name}: an arm that finds a spike leaves out a batch and matches "
                 "the others no more; guards.spike=ignore keeps all batches in all arms"
             )
         planned.write(folder)
