@@ -97,9 +97,9 @@ def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Ma
         "corpus": None if tuned else lambda a, b: _stream_key(a, b, "manifest_hash"),
         "conversations": _plans if tuned else None,
         "tokenizer": lambda a, b: _stream_key(a, b, "tokenizer_hash"),
+        "skipped batches": None if other_seeds else _ledgers,  # first: it is why the stream differs
         "token stream": None if other_seeds else _stream,
         "schedule": _schedule,
-        "skipped batches": None if other_seeds else _ledgers,
         "held-out documents": _heldout,
     }
     made = [_check(name, runs, compare, axis) for name, compare in checks.items() if compare is not None]

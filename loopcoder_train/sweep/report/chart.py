@@ -212,10 +212,12 @@ def _nice(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten; only these powers where that were too many."""
+    """1, 2 and 5 times the powers of ten; only these powers where that were too many, other values where too few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
     coarse = [10.0**power for power in powers if low <= 10.0**power <= high]
+    if len(fine) < 2:
+        return _nice(low, high, most=4)
     return fine if len(fine) <= 6 or len(coarse) < 2 else coarse
 
 

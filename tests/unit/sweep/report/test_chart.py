@@ -70,3 +70,9 @@ def test_ticks_are_round_and_inside(low, share):
 )  # fmt: skip
 def test_short_numbers(value, text):
     assert short(value) == text and (value == 0 or math.isfinite(value))
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_too():
+    chart = draw("t", [line((2, 0.62), (3, 0.71))], x_label="x", log_y=True)
+    assert 2 <= len(chart.y_ticks) <= 4
+    assert all(0.5 < float(tick.label) < 0.8 for tick in chart.y_ticks)
