@@ -52,6 +52,9 @@ class StreamLoader(Iterator[list[Batch]]):
     num_steps None: without end; the stream goes on behind what was planned, for runs that discard batches. Otherwise
     `stream` is a SegmentedStream that is planned for them.
 
+    expected_steps: those from there on are read when they are asked for and no sooner, so that a run that ends where it
+    should has read its own batches and no more: which damaged blocks it met does not depend on who was faster.
+
     Sizes are in sequences; batches are as large as their segment says. prefetch_steps >= 1 steps are read ahead.
     `wait_seconds`: how long the last `next` waited. An error of the reading thread is raised by the `next` that would
     have returned its step. `close` stops the thread; the loader is also a context manager. Raises DataError when the
@@ -64,6 +67,7 @@ class StreamLoader(Iterator[list[Batch]]):
         *,
         start_step: int,
         num_steps: int | None,
+        expected_steps: int | None = None,
         micro_batch_size: int,
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
@@ -86,6 +90,9 @@ class StreamLoader(Iterator[list[Batch]]):
         self._rank, self._num_ranks = data_parallel_rank, data_parallel_size
         self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(maxsize=prefetch_steps)
         self._stop = threading.Event()
+        self._expected = expected_steps
+        self._asked_for = 0  # by `next`, so far
+        self._asking = threading.Condition()
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="token-stream", daemon=True)
         self._thread.start()
@@ -93,14 +100,24 @@ class StreamLoader(Iterator[list[Batch]]):
     def _run(self) -> None:
         try:
             for number, step in enumerate(self._steps):
+                self._wait_until_asked_for(number)
                 if number == 0:
                     self._stream.prefetch(step, self._rank, self._num_ranks)
-                self._stream.prefetch(step + 1, self._rank, self._num_ranks)
-                if not self._put(self._read(step)):
+                if self._is_expected(number + 1):
+                    self._stream.prefetch(step + 1, self._rank, self._num_ranks)
+                if self._stop.is_set() or not self._put(self._read(step)):
                     return
             self._put(None)
         except BaseException as error:  # a thread has no caller: whatever it is, the consumer must see it
             self._put(error)
+
+    def _is_expected(self, number: int) -> bool:
+        return self._expected is None or number < self._expected
+
+    def _wait_until_asked_for(self, number: int) -> None:
+        if not self._is_expected(number):
+            with self._asking:
+                self._asking.wait_for(lambda: self._asked_for > number or self._stop.is_set())
 
     def _put(self, item: list[Batch] | BaseException | None) -> bool:
         while not self._stop.is_set():
@@ -122,6 +139,9 @@ class StreamLoader(Iterator[list[Batch]]):
         if self._stop.is_set():
             raise StopIteration
         began = time.monotonic()
+        with self._asking:
+            self._asked_for += 1
+            self._asking.notify()
         item = self._queue.get()
         self.wait_seconds = time.monotonic() - began
         if item is None or isinstance(item, BaseException):
@@ -132,6 +152,8 @@ class StreamLoader(Iterator[list[Batch]]):
     def close(self) -> None:
         """Stop the reading thread and wait for it; safe to call twice."""
         self._stop.set()
+        with self._asking:
+            self._asking.notify()
         while self._thread.is_alive():
             self._stream.interrupt()  # a remote that does not answer must not hold up the end
             self._thread.join(_POLL_SECONDS)

@@ -105,7 +105,8 @@ def pretrain(config: RunConfig, requests: StopRequests) -> StopCause | None:
             said = {"checkpoint": str(origin.checkpoint), "checkpoint_step": origin.step, "commit": origin.commit}
             metrics.event("weights_from", 0, "; ".join(origin.notes), **said)
         ranks = {"data_parallel_rank": engine.data_parallel_rank, "data_parallel_size": engine.data_parallel_size}
-        loader = stack.enter_context(build_loader(config, stream, state.batches, **ranks))
+        steps_left = max(0, config.training.last_step - state.step)
+        loader = stack.enter_context(build_loader(config, stream, state.batches, steps_left, **ranks))
         run = Run(
             run_dir=Path(config.run_dir),
             engine=engine,

@@ -66,3 +66,8 @@ class TrainingConfig:
             require_positive(training__time_limit_minutes=self.time_limit_minutes)
         if self.num_threads is not None:
             require_positive(training__num_threads=self.num_threads)
+
+    @property
+    def last_step(self) -> int:
+        """The step that an attempt ends with unless something stops it earlier."""
+        return self.num_steps if self.stop_after_step is None else min(self.num_steps, self.stop_after_step)

@@ -73,16 +73,24 @@ def check_position(stream: BatchStream, saved: dict[str, object], state: Trainin
 
 
 def build_loader(
-    config: RunConfig, stream: BatchStream, first_batch: int, *, data_parallel_rank: int, data_parallel_size: int
+    config: RunConfig,
+    stream: BatchStream,
+    first_batch: int,
+    steps_left: int,
+    *,
+    data_parallel_rank: int,
+    data_parallel_size: int,
 ) -> StreamLoader:
     """This rank's micro-batches from `first_batch` on, read ahead by a thread.
 
-    Without end: nobody knows how many batches will be discarded. The plan covers `training.num_steps` of them.
+    Without end: nobody knows how many batches will be discarded. The plan covers `training.num_steps` of them; behind
+    `steps_left`, of this attempt, nothing is read ahead.
     """
     return StreamLoader(
         stream,
         start_step=first_batch,
         num_steps=None,
+        expected_steps=steps_left,
         micro_batch_size=config.training.micro_batch_size,
         data_parallel_rank=data_parallel_rank,
         data_parallel_size=data_parallel_size,

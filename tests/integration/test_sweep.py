@@ -58,7 +58,7 @@ def test_runs_that_differ_in_more_get_no_verdict(swept, arguments, folder, tmp_p
     """An arm is read beside a run of another seed: the report names the option."""
     other = tmp_path / "other"
     given = [text for text in arguments[1:-1] if not text.startswith("sweep")]
-    trained = loopcoder("pretrain", *given, "seed=1", "model.num_loops=2", f"run_dir={other}")
+    trained = loopcoder("pretrain", *given, "seed=1", "model.num_loops=1", f"run_dir={other}")
     assert trained.code == 0, trained.stderr
     assert loopcoder("evaluate", str(other)).code == 0
     told = loopcoder("report", f"{folder}/num_loops=1/pretrain", str(other), f"html={tmp_path / 'page.html'}")

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -298,3 +299,29 @@ def test_importing_the_stream_needs_no_large_library():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_behind_the_expected_end_nothing_is_read_until_it_is_asked_for(small_corpus):
+    """Slow consumers and fast ones have read the same batches when a run ends; one that needs more gets more."""
+    stream, read = one_segment(stream_of(small_corpus), 12), []
+
+    class Recorded:
+        def __getattr__(self, name):
+            return getattr(stream, name)
+
+        def read(self, batch, part=0, parts=1):
+            read.append(batch)
+            return stream.read(batch, part, parts)
+
+        def prefetch(self, batch, part=0, parts=1):
+            assert batch < 5, "begun before anybody asked"
+
+    options = {"start_step": 2, "num_steps": None, "expected_steps": 3, "micro_batch_size": 12, "prefetch_steps": 4}
+    with StreamLoader(Recorded(), **options) as loader:
+        for _ in range(3):
+            next(loader)
+        time.sleep(0.3)
+        assert read == [2, 3, 4]
+        next(loader)
+        time.sleep(0.3)
+        assert read == [2, 3, 4, 5]

@@ -38,7 +38,7 @@ def test_the_stream_goes_over_to_the_larger_corpus(config):
         assert [stream.batch_tokens(batch) for batch in (0, 3, 4, 9)] == [32, 32, 128, 128]
         assert stream.tokens(10) == config.total_tokens
         assert stream.count("rust", 4) == 0 < stream.count("rust", 10)
-        loader = build_loader(config, stream, 3, data_parallel_rank=1, data_parallel_size=2)
+        loader = build_loader(config, stream, 3, 9, data_parallel_rank=1, data_parallel_size=2)
         with loader:
             assert [len(micro) for micro in next(loader)] == [2]
             assert [len(micro) for micro in next(loader)] == [2, 2]
