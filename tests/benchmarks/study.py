@@ -49,7 +49,7 @@ def page(report: Json, sweep: Path, name: str) -> list[str]:
         *arms_table(report),
         "",
         f"Bigram baseline {report['verdict']['bigram_loss']:.4f}, unigram entropy {first['unigram_entropy']:.4f} nats "
-        "per token. Loss: held-out documents, after pretraining. Differences are paired. KV: of one sequence, bf16.",
+        "per token. Loss: held-out documents, after pretraining. Differences are paired and their intervals hold jointly. KV: of one sequence, bf16.",
         "",
         "## Another number of loops at inference",
         "",
@@ -230,7 +230,7 @@ def draw_values(axes: Axes, report: Json) -> None:
         half = difference["half_width"] or 0.0
         axes.errorbar([number], [difference["mean"]], yerr=[half], marker="o", capsize=4, color=COLOURS[number])
     axes.set_xticks(range(len(values)), [value["label"] for value in values])
-    dress(axes, "", "loss above the best, paired, 95%")
+    dress(axes, "", "loss above the best, paired, jointly 95%")
 
 
 def draw_gain_cost(axes: Axes, diagnosis: Json | None) -> None:
@@ -247,7 +247,7 @@ def draw_gain_cost(axes: Axes, diagnosis: Json | None) -> None:
     right = axes.twinx()
     costs_of_loops = [point["relative_cost"]["mean"] for point in points]
     right.plot(loops, costs_of_loops, "s--", color=COLOURS[4], label="cost: offset, relative")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.6 * max(costs_of_loops))  # room for the legend
     axes.set_xticks(loops)
     lines = [line for one in (axes, right) for line in one.get_lines()]
     axes.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
