@@ -114,7 +114,10 @@ _EVIDENCE: dict[str, Callable[[RunFacts], str]] = {
         if facts.initial
         else str(facts.first_weights)
     ),
-    "pretrained weights": lambda facts: f"checkpoint {(facts.origin_commit or 'none')[:12]}",
+    # not the hash itself: a checkpoint knows its times too, and numbers of a report do not depend on clocks
+    "pretrained weights": lambda facts: (
+        "each from the last checkpoint of its own pretraining, by its hash" if facts.pretraining_commit else "not told"
+    ),
     "corpus": lambda facts: str(facts.newest.stream["manifest_hash"])[:12],
     "tokenizer": lambda facts: str(facts.newest.stream["tokenizer_hash"])[:12],
     "token stream": lambda facts: (

@@ -49,7 +49,8 @@ def page(report: Json, sweep: Path, name: str) -> list[str]:
         *arms_table(report),
         "",
         f"Bigram baseline {report['verdict']['bigram_loss']:.4f}, unigram entropy {first['unigram_entropy']:.4f} nats "
-        "per token. Loss: held-out documents, after pretraining. Differences are paired and their intervals hold jointly. KV: of one sequence, bf16.",
+        "per token. Loss: held-out documents, after pretraining. Differences are paired and their intervals hold "
+        "jointly. KV: of one sequence, bf16.",
         "",
         "## Another number of loops at inference",
         "",
