@@ -6,6 +6,7 @@ is timed where it happens. More calls after the last step tell how much one call
 the checkpoint that such a run has left, by number of threads.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ from loopcoder_train.training.telemetry_hook import TelemetryHook
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "docs" / "benchmarks" / "lenses.md"
 LOOPCODER = Path(sys.executable).with_name("loopcoder")
-LOOPS, PAIRS, WARM_UP, CALLS = (2, 4), 2, 10, 5
+WARM_UP, CALLS = 10, 5
 INTERVAL = TelemetryConfig().every_steps
 STEPS = WARM_UP + INTERVAL
 RUN = ["experiment=quickstart", f"training.stop_after_step={STEPS}", "evaluation.every_steps=100000",
@@ -124,10 +125,10 @@ class Cost:
         return [whole / bare for whole, bare in zip(self.whole, self.bare, strict=True)]
 
 
-def telemetry_cost(folder: Path, num_loops: int) -> Cost:
+def telemetry_cost(folder: Path, num_loops: int, pairs: int) -> Cost:
     """A B A B."""
     cost = Cost()
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         measured, bare = folder / f"measured-{num_loops}-{pair}", folder / f"bare-{num_loops}-{pair}"
         loops = f"model.num_loops={num_loops}"
         cost.whole.append(train(measured, [loops, ON], **{VARIABLE: "1"}))
@@ -165,10 +166,14 @@ def diagnose(run_dir: Path, threads: int) -> Diagnosed:
 
 def main() -> None:
     """All runs, then the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loops", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--pairs", type=int, default=2)
+    given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        costs = {num_loops: telemetry_cost(Path(folder), num_loops) for num_loops in LOOPS}
-        trained = Path(folder, f"measured-{LOOPS[0]}-0")
+        costs = {num_loops: telemetry_cost(Path(folder), num_loops, given.pairs) for num_loops in given.loops}
+        trained = Path(folder, f"measured-{given.loops[0]}-0")
         diagnosed = [diagnose(trained, threads) for threads in sorted({1, cores})]
         content = json.loads((trained / "diagnostics.json").read_text())
     TARGET.write_text("\n".join([*telemetry_part(costs), *diagnose_part(diagnosed, content)]) + "\n")
@@ -179,10 +184,11 @@ def telemetry_part(costs: dict[int, Cost]) -> list[str]:
     """The page's beginning."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core"))
     load = os.getloadavg()[0]
+    command = " ".join(["python -m tests.benchmarks.lenses", *sys.argv[1:]])
     return [
         "# What the diagnostics cost",
         "",
-        f"`python -m tests.benchmarks.lenses` (in `make bench`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()}, "
+        f"`{command}` (in `make bench`) on {datetime.now(UTC):%Y-%m-%d}: {platform.machine()}, "
         f"{len(os.sched_getaffinity(0))} cores, {packages};",
         f"load at the end {load:.1f}. One seed, one size: the quick start's.",
         "",
@@ -190,7 +196,7 @@ def telemetry_part(costs: dict[int, Cost]) -> list[str]:
         "",
         f"The quick start's run on two processes, telemetry every {INTERVAL} steps (the default) or not at all, in "
         "turn:",
-        f"{PAIRS} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} count; one measurement "
+        f"{len(next(iter(costs.values())).bare)} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} count; one measurement "
         "falls in them.",
         "Inside: in the hook when it was due, its record included; again: calls after the last step, "
         f"{CALLS} in each run.",
