@@ -196,8 +196,8 @@ def telemetry_part(costs: dict[int, Cost]) -> list[str]:
         "",
         f"The quick start's run on two processes, telemetry every {INTERVAL} steps (the default) or not at all, in "
         "turn:",
-        f"{len(next(iter(costs.values())).bare)} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} count; one measurement "
-        "falls in them.",
+        f"{len(next(iter(costs.values())).bare)} pairs of runs. A run's {INTERVAL} steps after its first {WARM_UP} "
+        "count; one measurement falls in them.",
         "Inside: in the hook when it was due, its record included; again: calls after the last step, "
         f"{CALLS} in each run.",
         "",
