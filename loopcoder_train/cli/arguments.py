@@ -5,7 +5,6 @@ Hydra's grammar mean something; `--fresh` is `fresh=true`, `--json` is `json=tru
 that runs a pickle from disk, and those that swap our configurations for others, are refused.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from loopcoder_train.config.errors import UserError
-from loopcoder_train.config.keys import did_you_mean
+from loopcoder_train.config.keys import did_you_mean, in_quotes
 
 # Flag -> whether the next argument is its value.
 FLAGS = {
@@ -24,7 +23,6 @@ FLAGS = {
 }  # fmt: skip
 SWITCHES = ("--fresh", "--json")  # for what people type as a flag: `--fresh` is `fresh=true`
 _MULTIRUN = ("-m", "--multirun")
-_BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,5 +119,4 @@ def quote(value: str) -> str:
         return value
     if value.isascii() and not any(character in value for character in "=,'\"[]{}() \t\\:#"):
         return value
-    # In Hydra's quoted strings backslashes count as escapes only in front of a quote: each is doubled there.
-    return "'" + _BEFORE_QUOTE.sub(lambda match: match[1] * 2 + "\\'" * bool(match[2]), value) + "'"
+    return in_quotes(value)

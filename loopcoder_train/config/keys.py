@@ -1,7 +1,9 @@
-"""The dotted option names of a configuration class, and which of them a misspelt one probably meant."""
+"""The dotted option names of a configuration class, which of them a misspelt one probably meant, and how a value is
+spelt for the command line."""
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -77,3 +79,9 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def in_quotes(text: str) -> str:
+    """A text as a quoted string of Hydra's grammar, which reads it back unchanged."""
+    # There backslashes count as escapes only in front of a quote: each is doubled there.
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), text) + "'"

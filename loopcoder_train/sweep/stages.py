@@ -5,13 +5,12 @@ know R, so that one pass shows every smaller R) -> diagnose.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from loopcoder_train.config import RunConfig
 from loopcoder_train.config.io import to_dict
-from loopcoder_train.config.keys import flatten
+from loopcoder_train.config.keys import flatten, in_quotes
 from loopcoder_train.config.sweep import SweepConfig
 from loopcoder_train.sweep.arms import Arm, arm_config
 
@@ -94,5 +93,4 @@ def _quoted(value: object) -> str:
     text = str(value)
     if text.isascii() and text.replace("_", "a").replace("-", "a").replace("/", "a").replace(".", "a").isalnum():
         return text
-    # In Hydra's quoted strings backslashes count as escapes only in front of a quote: each is doubled there.
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + "\\'" * bool(match[2]), text) + "'"
+    return in_quotes(text)
