@@ -52,7 +52,6 @@ class Sweep:
     axis: str
     arms: list[Arm]
     tuned: bool  # whether the arms are tuned on conversations, too
-    inference_loops: list[int]
 
     def write(self, folder: Path) -> None:
         """Write `sweep.json`."""
@@ -95,9 +94,7 @@ def plan_sweep(config: SweepConfig) -> Sweep:
         made.setdefault(content, arm.name)
         flops = _flops_per_token(run.model, run.data.sequence_length) * run.total_tokens
         planned.append(replace(arm, estimated_flops=flops))
-    return Sweep(
-        axis=options.axis, arms=planned, tuned=bool(options.finetune), inference_loops=list(options.inference_loops)
-    )
+    return Sweep(axis=options.axis, arms=planned, tuned=bool(options.finetune))
 
 
 def _refuse_merging(config: SweepConfig) -> None:

@@ -24,5 +24,5 @@ def make_sweep(root: Path) -> Path:
         diagnose_run(DiagnoseOptions(run_dir=str(run_dir), num_samples=6, min_sample_tokens=3))
         label = "R = 1, 2 x layers" if reference else f"R = {loops}"
         arms.append(Arm(name=name, label=label, value=loops, seed=0, reference=reference, changes={}))
-    Sweep(axis="model.num_loops", arms=arms, tuned=False, inference_loops=[1, 2, 3, 4]).write(folder)
+    Sweep(axis="model.num_loops", arms=arms, tuned=False).write(folder)
     return folder

@@ -127,7 +127,7 @@ def test_an_arm_that_did_not_finish_is_named(sweep, tmp_path):
     (tmp_path / "s").mkdir()
     for arm in plan.arms:
         (tmp_path / "s" / arm.name).symlink_to(sweep / arm.name)
-    Sweep(axis=plan.axis, arms=[*plan.arms, more], tuned=False, inference_loops=[1]).write(tmp_path / "s")
+    Sweep(axis=plan.axis, arms=[*plan.arms, more], tuned=False).write(tmp_path / "s")
     report = report_of_sweep(tmp_path / "s")
     assert report.failed.keys() == {"R = 3"} and "num_loops=3" in report.failed["R = 3"]
     assert report.verdict.best is None and "R = 3" in render(report)
@@ -191,5 +191,5 @@ def test_what_is_missing_is_said(sweep, tmp_path, capsys):
     assert main(["report", str(sweep), str(sweep / "num_loops=1" / "pretrain")]) == 2
     assert "mixes" in capsys.readouterr().err
     with pytest.raises(UserError, match="no arm of the sweep has finished"):
-        Sweep(axis="seed", arms=Sweep.read(sweep).arms, tuned=False, inference_loops=[1]).write(tmp_path)
+        Sweep(axis="seed", arms=Sweep.read(sweep).arms, tuned=False).write(tmp_path)
         report_of_sweep(tmp_path)
