@@ -1,5 +1,6 @@
 """The protocol between the training loop and whatever runs the model."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,10 +29,15 @@ class MicroBatch:
 class StepResult:
     """What one optimizer step did, equal on every rank."""
 
-    loss: float  # nats per supervised token of the whole global batch
+    loss: float  # nats per supervised token of the whole global batch; NaN when there is none
     supervised_tokens: int  # of the whole global batch
     grad_norm: float  # global L2 norm before clipping
     updated: bool = True  # false: the step was refused, and weights, moments and Adam's step are as before
+
+
+def mean_loss(loss_sum: float, supervised_tokens: int) -> float:
+    """Nats per supervised token; NaN for a batch without any (every block of it is damaged): it has no loss."""
+    return loss_sum / supervised_tokens if supervised_tokens else math.nan
 
 
 # Looks at a step whose gradients are there and whose update is not yet made: may it be? Every rank is asked at the same

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loopcoder_train.config import Precision, RunConfig
-from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step, mean_loss
 from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.engines.telemetry import LoopRecorder, telemetry_values
@@ -85,14 +85,14 @@ class PlainEngine:
         """Loss in nats per supervised token, and their number; the gradients are in the masters' `grad`."""
         supervised = sum(int(count_supervised(batch.labels)) for batch in micro_batches)
         self.optimizer.zero_grad(set_to_none=False)
-        loss = 0.0
+        loss_sum = 0.0
         for batch in micro_batches:
             batch = self._on_device(batch)
             losses = token_losses(self.model(batch.input_ids, batch.document_ids), batch.labels)
-            (losses.sum() / supervised).backward()
-            loss += float(losses.detach().double().sum()) / supervised
+            (losses.sum() / max(supervised, 1)).backward()
+            loss_sum += float(losses.detach().double().sum())
             self._collect_gradients()
-        return loss, supervised
+        return mean_loss(loss_sum, supervised), supervised
 
     def _collect_gradients(self) -> None:
         """Add this micro-batch's gradients to the fp32 sums."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.substitutes import SUBSTITUTES_FILE
 from loopcoder_train.checkpoint import Ranks
 from loopcoder_train.config import GuardsConfig, OnBadStep, UserError
 from loopcoder_train.engines.engine import StepResult
@@ -70,6 +71,8 @@ class BadStepHook(Hook):
         loss, grad_norm = largest(run, result)
         run.history.enter_segment(self._segment_of(run.state.batches))
         verdict = judge(run.history, self._config, loss, grad_norm)
+        if verdict is not None and result.supervised_tokens == 0:
+            verdict = verdict[0], f"no token of its batch is supervised (damaged blocks: {SUBSTITUTES_FILE})"
         former = self._decided.get(run.state.batches)
         if verdict is None and former is not None:
             verdict = former.cause, "an attempt before this one decided so"

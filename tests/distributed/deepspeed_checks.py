@@ -26,6 +26,7 @@ from loopcoder_train.engines.deepspeed import ZeroEngine
 from loopcoder_train.engines.engine import Engine, MicroBatch, StepResult
 from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.plain import PlainEngine
+from loopcoder_train.model import IGNORE_INDEX
 from loopcoder_train.model.state import FIRST_MOMENT_PREFIX, MODEL_PREFIX, TensorShard
 from tests.distributed.deepspeed_cases import ZeroCase, without_mutation
 from tests.distributed.deepspeed_mutations import mistake
@@ -142,13 +143,16 @@ def plain_engine(case: ZeroCase) -> PlainEngine:
 
 
 def parity(case: ZeroCase) -> dict[str, float]:
-    """Three AdamW steps, two of them after a refused one, against the plain engine; then evaluation and telemetry."""
+    """Three AdamW steps against the plain engine; then evaluation and telemetry.
+
+    Before two of them this engine alone makes a step that is refused, once of a batch without labels.
+    """
     plain, errors = plain_engine(case), {}
     with zero_engine(case) as engine:
         errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
         for step, rate in enumerate(_RATES):
             if step < 2:
-                _worsen(errors, refused=_trace_of_a_refused_step(engine, case))
+                _worsen(errors, refused=_trace_of_a_refused_step(engine, case, labelled=step == 0))
             result = engine.train_step(own_share(case, step), rate)
             reference = plain.train_step([whole_batch(case, step)], rate)
             _worsen(
@@ -173,12 +177,16 @@ def _worsen(errors: dict[str, float], **found: float) -> None:
         errors[name] = max(errors.get(name, 0.0), _number(value))
 
 
-def _trace_of_a_refused_step(engine: ZeroEngine, case: ZeroCase) -> float:
+def _trace_of_a_refused_step(engine: ZeroEngine, case: ZeroCase, *, labelled: bool = True) -> float:
     """How far weights and moments are from where they were."""
     before = [shard.data.clone() for shard in engine.state_shards(loading=False)]
     seen: list[StepResult] = []
-    result = engine.train_step(own_share(case, step=7), 1e-2, accept=lambda given: bool(seen.append(given)))
+    batches = own_share(case, step=7)
+    if not labelled:
+        batches = [replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX)) for batch in batches]
+    result = engine.train_step(batches, 1e-2, accept=lambda given: bool(seen.append(given)))
     assert seen == [result] and not result.updated
+    assert (result.supervised_tokens > 0) is math.isfinite(result.loss) is labelled
     after = [shard.data for shard in engine.state_shards(loading=False)]
     return max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
 

@@ -14,7 +14,7 @@ from loopcoder_train.engines.megatron import MegatronEngine, setup
 from loopcoder_train.engines.megatron.loops import loop_outputs
 from loopcoder_train.engines.megatron.pipeline import Pass
 from loopcoder_train.engines.plain import PlainEngine
-from loopcoder_train.model import PLT
+from loopcoder_train.model import IGNORE_INDEX, PLT
 from loopcoder_train.model.loss import count_supervised, token_losses
 from loopcoder_train.model.state import MODEL_PREFIX, TensorShard
 from tests.distributed.kept_memory import KeptMemory
@@ -86,14 +86,16 @@ def mutation(case: Case) -> dict[str, float]:
 def training(case: Case) -> dict[str, float]:
     """Evaluation, telemetry, then three AdamW steps against the plain engine: losses, norms, weights, moments.
 
-    Before two of them this engine alone makes a step that is refused.
+    Before two of them this engine alone makes a step that is refused, once of a batch without labels.
     """
     engine, plain = _engine(case), _plain_engine(case)
     errors = _evaluation_errors(engine, plain, case)
     errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
     for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
         if step < 2:
-            errors["refused"] = max(errors.get("refused", 0.0), _trace_of_a_refused_step(engine, case))
+            errors["refused"] = max(
+                errors.get("refused", 0.0), _trace_of_a_refused_step(engine, case, labelled=step == 0)
+            )
         batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step)
         result = engine.train_step(_mine(engine, batches), learning_rate)
         reference = plain.train_step(batches, learning_rate)
@@ -107,14 +109,17 @@ def training(case: Case) -> dict[str, float]:
     return errors | _state_errors(engine, plain) | {"after_a_step": _evaluation_error_after_a_step(engine, plain, case)}
 
 
-def _trace_of_a_refused_step(engine: MegatronEngine, case: Case) -> float:
+def _trace_of_a_refused_step(engine: MegatronEngine, case: Case, *, labelled: bool) -> float:
     """How far a step that is refused moves any weight, live or main, or moment."""
     engine.token_losses(*micro_batches(1, case.packed, step=9))  # overlapped gathering of weights waits for a pass
     before = [shard.data.clone() for shard in engine.state_shards(loading=True)]
     scalars = engine.state_scalars()
     batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step=7)
+    if not labelled:
+        batches = [replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX)) for batch in batches]
     result = engine.train_step(_mine(engine, batches), 1.0, lambda result: result.grad_norm < 0)
-    assert not result.updated and result.grad_norm > 0
+    assert not result.updated and (result.grad_norm > 0) is math.isfinite(result.loss) is labelled
+    assert (result.supervised_tokens > 0) is labelled
     assert engine.state_scalars() == scalars
     after = [shard.data for shard in engine.state_shards(loading=True)]
     return max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True) if a.numel())

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 LOOPCODER = str(Path(sys.executable).parent / "loopcoder")
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 NUM_STEPS = 12
+BLOCK_TOKENS = 512  # of a block with one checksum
 OPTIONS = [
     "model=debug",
     "model.vocab_size=512",
@@ -52,7 +53,7 @@ def make_corpus(directory: Path, seed: int = 0) -> Path:
         ],
         vocab_size=512,
         min_source_bytes=1024,
-        block_tokens=512,
+        block_tokens=BLOCK_TOKENS,
         heldout_fraction=0.05,
         seed=seed,
     )

@@ -5,28 +5,31 @@ import shutil
 
 import pytest
 
-from data_pipeline.shards import HEADER_BYTES
+from data_pipeline.shards import ShardLayout
 from data_pipeline.substitutes import SUBSTITUTES_FILE
-from tests.integration.conftest import losses, pretrain
+from tests.integration.conftest import BLOCK_TOKENS, losses, pretrain
 from tests.unit.data_pipeline import faulty_server as faults
 from tests.unit.data_pipeline.faulty_server import serving
 
+ITEMSIZE = 2  # the corpus' vocabulary fits 16 bits
 OPTIONS = ["engine=plain", "parallel.world_size=1", "data.on_bad_block=substitute"]
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory, corpus):
-    """A copy of the corpus with one flipped byte in the first block of every training shard."""
+    """A copy of the corpus with a flipped bit in every second training block: even a short run meets some."""
     folder = tmp_path_factory.mktemp("remote") / "corpus"
     shutil.copytree(corpus, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     for source in manifest["sources"]:
         for shard in source["train"]["shards"]:
-            with (folder / shard["file"]).open("r+b") as file:
-                file.seek(HEADER_BYTES + 4)
-                byte = file.read(1)[0]
-                file.seek(HEADER_BYTES + 4)
-                file.write(bytes([byte ^ 8]))
+            layout = ShardLayout(shard["num_tokens"], ITEMSIZE, BLOCK_TOKENS)
+            content = bytearray((folder / shard["file"]).read_bytes())
+            assert len(content) == layout.num_bytes
+            for block in range(layout.num_blocks):
+                if block % 2 == 0:
+                    content[layout.body(block, block + 1)[0]] ^= 8
+            (folder / shard["file"]).write_bytes(content)
     return folder
 
 

@@ -15,7 +15,7 @@ from loopcoder_train.config import RunConfig
 from loopcoder_train.engines.deepspeed import setup
 from loopcoder_train.engines.deepspeed.partitions import partitions_of
 from loopcoder_train.engines.deepspeed.state import OptimizerState
-from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step, mean_loss
 from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.stopwatch import Stopwatch
 from loopcoder_train.engines.telemetry import LoopRecorder, telemetry_values
@@ -85,7 +85,7 @@ class ZeroEngine:
             own = self._engine(_loss_sum, self._on_device(batch))
             self._engine.backward(own * scale)
             loss_sum += own.detach()
-        return float(self.sum_over_data_parallel(loss_sum)) / max(supervised, 1), supervised
+        return mean_loss(float(self.sum_over_data_parallel(loss_sum)), supervised), supervised
 
     @torch.no_grad()
     def token_losses(self, batch: MicroBatch) -> Tensor:

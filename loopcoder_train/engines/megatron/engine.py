@@ -14,7 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, distributed
 
 from loopcoder_train.config import RunConfig
-from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step
+from loopcoder_train.engines.engine import Accept, MicroBatch, StepResult, accept_every_step, mean_loss
 from loopcoder_train.engines.fingerprint import combined, fingerprint
 from loopcoder_train.engines.megatron import measure, setup
 from loopcoder_train.engines.megatron.loops import Loops, SingleStage
@@ -82,7 +82,7 @@ class MegatronEngine:
         for group in (self.mesh.replicas, self.mesh.pipeline):
             distributed.all_reduce(total, group=group)
         loss_sum, tokens = total.tolist()
-        return loss_sum / max(tokens, 1), int(tokens)
+        return mean_loss(loss_sum, int(tokens)), int(tokens)
 
     def _run_loops(self, micro_batches: Sequence[MicroBatch], *, reduce: bool = True) -> list[Tensor]:
         """Forward and backward over this rank's micro-batches; the reports of :meth:`_loss` where there are any.

@@ -1,5 +1,8 @@
 """The plain engine: loss per supervised token whatever the split, AdamW by the book, state that restores exactly."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -97,6 +100,14 @@ def test_a_refused_step_leaves_no_trace(precision):
         assert refusing.train_step(batches(seed=step), 1e-2, lambda result: True).updated
     for ours, theirs in zip(refusing.state_shards(loading=True), straight.state_shards(loading=True), strict=True):
         assert torch.equal(ours.data, theirs.data), ours.name
+
+
+def test_a_batch_without_a_label_has_no_loss_and_no_gradient():
+    engine = PlainEngine(run_config(), CPU)
+    unlabelled = [replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX)) for batch in batches()]
+    result = engine.train_step(unlabelled, 1e-2, lambda result: math.isfinite(result.loss))
+    assert math.isnan(result.loss) and not result.updated
+    assert (result.supervised_tokens, result.grad_norm) == (0, 0.0)
 
 
 @pytest.mark.parametrize("precision", Precision)

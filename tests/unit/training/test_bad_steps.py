@@ -311,3 +311,20 @@ def test_what_any_rank_sees_decides_for_all(tmp_path, loss_elsewhere, made):
         with pytest.raises(TrainingDivergedError, match="loss=inf"):
             fit(run, [hook])
     assert engine.steps == made
+
+
+def test_a_batch_without_a_label_is_bad_and_named_so(tmp_path):
+    batches = next(data_from(0))
+    for batch in batches:
+        batch.labels[:] = -100
+    hook = BadStepHook(guards(nonfinite=OnBadStep.stop), last_saved=lambda run: 0, load=lambda: None)
+    run = Run(
+        tmp_path,
+        FakeEngine(losses={1: NAN}),
+        iter([batches]),
+        lambda tokens: 0.1,
+        num_steps=1,
+        batch_tokens=lambda batch: TOKENS_PER_STEP,
+    )
+    with pytest.raises(TrainingDivergedError, match="step 1: no token of its batch is supervised"):
+        fit(run, [hook])
