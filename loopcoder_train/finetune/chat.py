@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,6 +63,17 @@ class Encoded:
         return len(self.tokens)
 
 
+_LISTED_TOOL, _TOOL_RESULT = "listed_tool", "plain result"
+_TOOL = {"type": "function", "function": {"name": _LISTED_TOOL, "description": "a tool", "parameters": {}}}
+_CALL = {"type": "function", "function": {"name": "called_tool", "arguments": {"word": "plain"}}}
+_TOOL_TURNS = [
+    {"role": "user", "content": "question"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "content": _TOOL_RESULT},
+    {"role": "assistant", "content": "answer"},
+]
+
+
 class RefusedByTemplate(Exception):  # noqa: N818 - the template's own word about one conversation
     """The template called `raise_exception`."""
 
@@ -94,7 +106,9 @@ class ChatFormat:
 
         Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
         """
-        return self._cut(conversation, self._render(conversation))
+        text = self._render(conversation)
+        self._check_tools(conversation)
+        return self._cut(conversation, text)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens before the assistant's answer to `messages`: how the tokens of a conversation with it begin.
@@ -156,6 +170,29 @@ class ChatFormat:
                     f"{self.where}: leaves out the call of {name!r} in {conversation.name}; write tool_calls, or give "
                     "conversations without them"
                 )
+
+    def _check_tools(self, conversation: Conversation) -> None:
+        """DataError when the template leaves out the tools of a conversation, or what they returned: its answers would
+        be tuned without what they rest on."""
+        has_results = any(message["role"] == "tool" for message in conversation.messages)
+        for present, word, what, where in (
+            (conversation.tools, _LISTED_TOOL, "the tools", "`tools`"),
+            (has_results, _TOOL_RESULT, "what tools returned", "messages of the role tool"),
+        ):
+            if present and word not in self._text_with_tools:
+                raise DataError(
+                    f"{self.where}: leaves out {what} in {conversation.name}; write {where}, or give conversations "
+                    "without them"
+                )
+
+    @cached_property
+    def _text_with_tools(self) -> str:
+        """A conversation with plain words of tools, rendered; only its words where the template refuses such ones."""
+        probe = Conversation(messages=_TOOL_TURNS, tools=[_TOOL], name="the probe with tools", key="")
+        try:
+            return self._render(probe)
+        except RefusedByTemplate:  # as it will refuse, and thereby count, the conversation
+            return f"{_LISTED_TOOL} {_TOOL_RESULT}"
 
     def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
         """The text with marks of the messages before `stop` (default: all)."""

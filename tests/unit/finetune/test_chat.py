@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import MIN_VOCAB_SIZE, SPECIAL_TOKENS, train_tokenizer
-from loopcoder_train.finetune.chat import load_chat_format
+from loopcoder_train.finetune.chat import RefusedByTemplate, load_chat_format
 from tests.unit.finetune.conftest import TEMPLATE, conversation, custom, encoded, spelled
 
 NO, YES = False, True
@@ -107,6 +107,35 @@ def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer):
     row = conversation(("user", "a"), call, {"role": "tool", "content": "b"}, ("assistant", "c"))
     with pytest.raises(DataError, match="leaves out the call of 'look_up' in row"):
         silent.encode(row)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
+WITHOUT_TOOLS = TEMPLATE.replace("if tools and", "if false and")
+WITHOUT_RESULTS = TEMPLATE.replace("for message in messages ", "for message in messages if message.role != 'tool' ")
+
+
+@pytest.mark.parametrize(
+    ("template", "left_out"),
+    [(WITHOUT_TOOLS, "the tools in row"), (WITHOUT_RESULTS, "what tools returned in row")],
+    ids=["tools", "results"],
+)
+def test_a_template_that_leaves_out_what_answers_rest_on_is_refused(tokenizer, template, left_out):
+    assert template != TEMPLATE
+    chat = custom(tokenizer, template)
+    call = {"role": "assistant", "tool_calls": [{"name": "look_up", "arguments": {}}]}
+    row = conversation(
+        ("user", "a"), call, {"role": "tool", "content": "b"}, ("assistant", "c"),
+        tools=TOOLS if template == WITHOUT_TOOLS else None,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=f"leaves out {left_out}"):
+        chat.encode(row)
+    chat.encode(conversation(("user", "a"), ("assistant", "c")))  # where nothing is left out, it will do
+
+
+def test_a_template_that_refuses_tools_refuses_the_conversation(tokenizer):
+    chat = custom(tokenizer, TEMPLATE + "{{ raise_exception('no tools') if tools }}")
+    with pytest.raises(RefusedByTemplate, match="no tools"):
+        chat.encode(conversation(("user", "a"), ("assistant", "c"), tools=TOOLS))
 
 
 def test_json_is_written_as_published_templates_ask_for(tokenizer):
