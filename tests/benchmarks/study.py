@@ -35,6 +35,7 @@ def page(report: Json, sweep: Path, name: str) -> list[str]:
     when = datetime.fromtimestamp((sweep / "report.json").stat().st_mtime, UTC)
     environment = report["environment"]
     first = report["arms"][0]
+    of_which = "" if len(first_seed(report)) == len(report["arms"]) else ", first seed"
     return [
         f"# {'The study' if name == 'study' else 'Several seeds'}: how many loops?",
         "",
@@ -52,11 +53,11 @@ def page(report: Json, sweep: Path, name: str) -> list[str]:
         "per token. Loss: held-out documents, after pretraining. Differences are paired and their intervals hold "
         "jointly. KV: of one sequence, bf16.",
         "",
-        "## Another number of loops at inference",
+        f"## Another number of loops at inference{of_which}",
         "",
         *inference_table(report),
         "",
-        "## The lenses of the arm with the most loops",
+        f"## The lenses of the arm with the most loops{of_which}",
         "",
         *lens_table(report),
         "",
@@ -248,6 +249,7 @@ def draw_gain_cost(axes: Axes, diagnosis: Json | None) -> None:
     right = axes.twinx()
     costs_of_loops = [point["relative_cost"]["mean"] for point in points]
     right.plot(loops, costs_of_loops, "s--", color=COLOURS[4], label="cost: offset, relative")
+    right.set_ylabel("offset, relative")
     right.set_ylim(0, 1.6 * max(costs_of_loops))  # room for the legend
     axes.set_xticks(loops)
     lines = [line for one in (axes, right) for line in one.get_lines()]

@@ -55,12 +55,19 @@ def test_the_same_command_again_starts_nothing(swept, arguments, folder):
 
 
 def test_runs_that_differ_in_more_get_no_verdict(swept, arguments, folder, tmp_path):
-    """An arm is read beside a run of another seed: the report names the option."""
-    other = tmp_path / "other"
-    given = [text for text in arguments[1:-1] if not text.startswith("sweep")]
-    trained = loopcoder("pretrain", *given, "seed=1", "model.num_loops=1", f"run_dir={other}")
-    assert trained.code == 0, trained.stderr
-    assert loopcoder("evaluate", str(other)).code == 0
-    told = loopcoder("report", f"{folder}/num_loops=1/pretrain", str(other), f"html={tmp_path / 'page.html'}")
-    assert told.code == 0 and "No verdict: the runs are not matched (options: " in told.stdout, told
-    assert "seed is 1, not 0" in told.stdout
+    """An arm is read beside a run of another seed, and one that began with another learning rate: both are named."""
+    given = [text for text in arguments[1:-1] if not text.startswith("sweep")] + ["model.num_loops=1"]
+    reseeded, changed = str(tmp_path / "reseeded"), str(tmp_path / "changed")
+    for options in (
+        ["seed=1", f"run_dir={reseeded}"],
+        ["optimizer.peak_lr=1e-4", "training.stop_after_step=3", f"run_dir={changed}"],
+        ["accept_config_changes=true", f"run_dir={changed}"],
+    ):
+        trained = loopcoder("pretrain", *given, *options)
+        assert trained.code == 0, trained.stderr
+    arm = f"{folder}/num_loops=1/pretrain"
+    for other, difference in ((reseeded, "seed is 1, not 0"), (changed, "optimizer.peak_lr")):
+        assert loopcoder("evaluate", other).code == 0
+        told = loopcoder("report", arm, other, f"html={tmp_path / 'page.html'}")
+        assert told.code == 0 and "No verdict: the runs are not matched (options: " in told.stdout, told
+        assert difference in told.stdout
