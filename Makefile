@@ -1,7 +1,7 @@
 # make setup       a virtual environment with everything (CPU build of torch where the package index offers one)
 # make quickstart  corpus, tokenizer, a tiny PLT (R = 2) on two processes, evaluation, a sample
 # make study       R = 1..4 at a size for two cores: pretraining, tuning, evaluation, diagnosis, report (<= 45 minutes)
-# make study-seeds R = 1 and 2, three seeds each, smaller (<= 20 minutes)
+# make study-seeds R = 1 and 2, three seeds each, smaller (about 20 minutes)
 # make test        the test suite; test-parallel has the rest
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
 # make test-faults  real runs and a real SLURM, broken on purpose, about half an hour

@@ -12,8 +12,7 @@ So a prefix of a conversation is a prefix of its tokens, or the template is refu
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,17 +62,6 @@ class Encoded:
         return len(self.tokens)
 
 
-_LISTED_TOOL, _TOOL_RESULT = "listed_tool", "plain result"
-_TOOL = {"type": "function", "function": {"name": _LISTED_TOOL, "description": "a tool", "parameters": {}}}
-_CALL = {"type": "function", "function": {"name": "called_tool", "arguments": {"word": "plain"}}}
-_TOOL_TURNS = [
-    {"role": "user", "content": "question"},
-    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
-    {"role": "tool", "content": _TOOL_RESULT},
-    {"role": "assistant", "content": "answer"},
-]
-
-
 class RefusedByTemplate(Exception):  # noqa: N818 - the template's own word about one conversation
     """The template called `raise_exception`."""
 
@@ -107,7 +95,7 @@ class ChatFormat:
         Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
         """
         text = self._render(conversation)
-        self._check_tools(conversation)
+        self._check_tools(conversation, text)
         return self._cut(conversation, text)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -171,28 +159,36 @@ class ChatFormat:
                     "conversations without them"
                 )
 
-    def _check_tools(self, conversation: Conversation) -> None:
+    def _check_tools(self, conversation: Conversation, text: str) -> None:
         """DataError when the template leaves out the tools of a conversation, or what they returned: its answers would
-        be tuned without what they rest on."""
-        has_results = any(message["role"] == "tool" for message in conversation.messages)
-        for present, word, what, where in (
-            (conversation.tools, _LISTED_TOOL, "the tools", "`tools`"),
-            (has_results, _TOOL_RESULT, "what tools returned", "messages of the role tool"),
-        ):
-            if present and word not in self._text_with_tools:
-                raise DataError(
-                    f"{self.where}: leaves out {what} in {conversation.name}; write {where}, or give conversations "
-                    "without them"
-                )
+        be tuned without what they rest on. `text`: the conversation, rendered."""
+        if conversation.tools and self._try(replace(conversation, tools=None)) == text:
+            raise DataError(
+                f"{self.where}: leaves out the tools of {conversation.name}; write `tools`, or tune on conversations "
+                "without them"
+            )
+        plain = {
+            index: f"result-{index}."  # in whatever form the template writes it
+            for index, message in enumerate(conversation.messages)
+            if message["role"] == "tool"
+        }
+        messages = [
+            message | {"content": plain[index]} if index in plain else message
+            for index, message in enumerate(conversation.messages)
+        ]
+        altered = self._try(replace(conversation, messages=messages)) if plain else None
+        if altered is not None and not all(word in altered for word in plain.values()):
+            raise DataError(
+                f"{self.where}: leaves out what a tool returned in {conversation.name}; write the content of messages "
+                "of the role tool, or tune on conversations without them"
+            )
 
-    @cached_property
-    def _text_with_tools(self) -> str:
-        """A conversation with plain words of tools, rendered; only its words where the template refuses such ones."""
-        probe = Conversation(messages=_TOOL_TURNS, tools=[_TOOL], name="the probe with tools", key="")
+    def _try(self, conversation: Conversation) -> str | None:
+        """The text of a changed conversation; None where the template does not take it."""
         try:
-            return self._render(probe)
-        except RefusedByTemplate:  # as it will refuse, and thereby count, the conversation
-            return f"{_LISTED_TOOL} {_TOOL_RESULT}"
+            return self._render(conversation)
+        except (RefusedByTemplate, DataError):
+            return None
 
     def _render(self, conversation: Conversation, stop: int | None = None, *, answer_follows: bool = False) -> str:
         """The text with marks of the messages before `stop` (default: all)."""

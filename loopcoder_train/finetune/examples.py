@@ -173,6 +173,9 @@ def conversation_of(row: dict[str, Any], name: str) -> Conversation:
 def _key(messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
     """Equal for conversations that say the same: weights and ids are not said, reasoning is but a way to the answer."""
     said = [{key: value for key, value in message.items() if key in _SAID} for message in messages]
+    for message in said:
+        if "tool_calls" in message:
+            message["tool_calls"] = [{"type": c["type"], "function": c["function"]} for c in message["tool_calls"]]
     return hashlib.sha256(json.dumps([said, tools], ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
@@ -251,6 +254,8 @@ def _tool_calls(raw: Any) -> list[dict[str, Any]]:
         if not isinstance(arguments, dict) or not _is_json(arguments):
             raise Dropped(BAD_TOOLS)
         calls.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        if call.get("id") is not None:
+            calls[-1]["id"] = _text(call["id"])  # there are templates that ask for it
     return calls
 
 

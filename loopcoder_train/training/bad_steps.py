@@ -71,8 +71,8 @@ class BadStepHook(Hook):
         loss, grad_norm = largest(run, result)
         run.history.enter_segment(self._segment_of(run.state.batches))
         verdict = judge(run.history, self._config, loss, grad_norm)
-        if verdict is not None and result.supervised_tokens == 0:
-            verdict = verdict[0], f"no token of its batch is supervised (damaged blocks: {SUBSTITUTES_FILE})"
+        if result.supervised_tokens == 0 and math.isfinite(grad_norm):  # the weights are sound, the data is not
+            verdict = Cause.unlabelled, f"no token of its batch is supervised{_damage(run.run_dir)}"
         former = self._decided.get(run.state.batches)
         if verdict is None and former is not None:
             verdict = former.cause, "an attempt before this one decided so"
@@ -95,7 +95,8 @@ class BadStepHook(Hook):
         assert self._bad is not None
         policy = self._policy(self._bad.cause)
         if policy is OnBadStep.stop:
-            self._stop(run, step, f"guards.{self._bad.cause.name}=stop")
+            option = "spike" if self._bad.cause is Cause.spike else "nonfinite"
+            self._stop(run, step, f"guards.{option}=stop")
         self._check_caps(run, step)
         if policy is OnBadStep.rewind:
             saved = self._last_saved(run)
@@ -138,11 +139,13 @@ class BadStepHook(Hook):
             self._stop(run, step, f"{recent} bad steps among {window}")
 
     def _stop(self, run: Run, step: Step, rule: str) -> None:
+        what = f"diverged at step {step.number}: {self._reason}, learning rate={step.learning_rate:.3g}"
+        remedy = "start a new run with a lower optimizer.peak_lr or a longer schedule.warmup_fraction"
+        if self._bad.cause is Cause.unlabelled:
+            what, remedy = f"stopped at step {step.number}: {self._reason}", "restore the damaged blocks"
         message = (
-            f"training diverged at step {step.number}: {self._reason}, learning rate={step.learning_rate:.3g} "
-            f"({rule}); nothing of this step was saved, checkpoints before it are good; start a new run with a lower "
-            f"optimizer.peak_lr or a longer schedule.warmup_fraction, or go on from the last checkpoint with other "
-            f"guards"
+            f"training {what} ({rule}); nothing of this step was saved, checkpoints before it are good; {remedy}, or "
+            "go on from the last checkpoint with other guards"
         )
         run.metrics.event(DIVERGED, run.state.step, message, bad_step=self._bad.to_json())
         raise TrainingDivergedError(message)
@@ -152,7 +155,10 @@ class BadStepHook(Hook):
         run.console.note(f"WARNING: {message}")
 
     def _policy(self, cause: Cause) -> OnBadStep:
-        return {Cause.nonfinite: self._config.nonfinite, Cause.spike: self._config.spike}[cause]
+        policy = self._config.spike if cause is Cause.spike else self._config.nonfinite
+        if cause is Cause.unlabelled and policy is OnBadStep.rewind:  # which would undo good steps, and mend nothing
+            return OnBadStep.skip
+        return policy
 
 
 def largest(run: Run, result: StepResult) -> tuple[float, float]:
@@ -166,6 +172,10 @@ def largest(run: Run, result: StepResult) -> tuple[float, float]:
     most = run.engine.max_over_ranks(torch.tensor(comparable, dtype=torch.float64)).tolist()
     loss, grad_norm = (m if math.isfinite(value) else value for value, m in zip(own, most, strict=True))
     return loss, grad_norm
+
+
+def _damage(run_dir: Path) -> str:
+    return f", damaged blocks are in {SUBSTITUTES_FILE}" if (run_dir / SUBSTITUTES_FILE).exists() else ""
 
 
 def recorded_decisions(path: Path, first_batch: int) -> list[dict[str, Any]]:

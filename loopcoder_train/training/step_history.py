@@ -23,6 +23,7 @@ class Cause(Enum):
 
     nonfinite = "nonfinite"
     spike = "spike"
+    unlabelled = "unlabelled"  # no token of the batch is supervised: all of it was damaged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

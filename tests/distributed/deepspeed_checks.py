@@ -145,14 +145,14 @@ def plain_engine(case: ZeroCase) -> PlainEngine:
 def parity(case: ZeroCase) -> dict[str, float]:
     """Three AdamW steps against the plain engine; then evaluation and telemetry.
 
-    Before two of them this engine alone makes a step that is refused, once of a batch without labels.
+    Before two of them this engine alone makes a step that is refused; then, once, one of a batch without labels.
     """
     plain, errors = plain_engine(case), {}
     with zero_engine(case) as engine:
         errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
         for step, rate in enumerate(_RATES):
-            if step < 2:
-                _worsen(errors, refused=_trace_of_a_refused_step(engine, case, labelled=step == 0))
+            for labelled in (True, False)[: step + 1] if step < 2 else ():
+                _worsen(errors, refused=_trace_of_a_refused_step(engine, case, labelled=labelled))
             result = engine.train_step(own_share(case, step), rate)
             reference = plain.train_step([whole_batch(case, step)], rate)
             _worsen(
@@ -187,6 +187,7 @@ def _trace_of_a_refused_step(engine: ZeroEngine, case: ZeroCase, *, labelled: bo
     result = engine.train_step(batches, 1e-2, accept=lambda given: bool(seen.append(given)))
     assert seen == [result] and not result.updated
     assert (result.supervised_tokens > 0) is math.isfinite(result.loss) is labelled
+    assert labelled or result.grad_norm == 0
     after = [shard.data for shard in engine.state_shards(loading=False)]
     return max(float((a - b).abs().max()) for a, b in zip(after, before, strict=True))
 

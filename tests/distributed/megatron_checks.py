@@ -86,16 +86,15 @@ def mutation(case: Case) -> dict[str, float]:
 def training(case: Case) -> dict[str, float]:
     """Evaluation, telemetry, then three AdamW steps against the plain engine: losses, norms, weights, moments.
 
-    Before two of them this engine alone makes a step that is refused, once of a batch without labels.
+    Before two of them this engine alone makes a step that is refused; then, once, one of a batch without labels.
     """
     engine, plain = _engine(case), _plain_engine(case)
     errors = _evaluation_errors(engine, plain, case)
     errors["weight_fingerprints"] = weight_fingerprint_faults(engine, plain)
     for step, learning_rate in enumerate((1e-3, 4e-4, 8e-4)):
-        if step < 2:
-            errors["refused"] = max(
-                errors.get("refused", 0.0), _trace_of_a_refused_step(engine, case, labelled=step == 0)
-            )
+        for labelled in (True, False)[: step + 1] if step < 2 else ():
+            refused = _trace_of_a_refused_step(engine, case, labelled=labelled)
+            errors["refused"] = max(errors.get("refused", 0.0), refused)
         batches = micro_batches(case.micro_batches * case.stages * engine.data_parallel_size, case.packed, step)
         result = engine.train_step(_mine(engine, batches), learning_rate)
         reference = plain.train_step(batches, learning_rate)

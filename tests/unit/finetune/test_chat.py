@@ -110,26 +110,60 @@ def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer):
 
 
 TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
+CALL = {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "name": "look_up", "arguments": {}}]}
+RESULT = {"role": "tool", "name": "look_up", "tool_call_id": "abcdefghi", "content": "b"}
+ASKED = [("user", "a"), ("assistant", "c")]
+CALLED = [("user", "a"), CALL, RESULT, ("assistant", "c")]
 WITHOUT_TOOLS = TEMPLATE.replace("if tools and", "if false and")
+REFUSING = "{{ raise_exception('no tools here') if messages | selectattr('role', 'eq', 'tool') | list }}"
+BEHIND_A_SYSTEM_MESSAGE = TEMPLATE.replace("if tools and loop.first", "if false and loop.first")
 WITHOUT_RESULTS = TEMPLATE.replace("for message in messages ", "for message in messages if message.role != 'tool' ")
+TOOLS_LEFT_OUT, RESULTS_LEFT_OUT = "leaves out the tools of row", "leaves out what a tool returned in row"
 
 
 @pytest.mark.parametrize(
-    ("template", "left_out"),
-    [(WITHOUT_TOOLS, "the tools in row"), (WITHOUT_RESULTS, "what tools returned in row")],
-    ids=["tools", "results"],
+    ("template", "messages", "tools", "left_out"),
+    [
+        (WITHOUT_TOOLS, CALLED, TOOLS, TOOLS_LEFT_OUT),
+        (WITHOUT_TOOLS + REFUSING, ASKED, TOOLS, TOOLS_LEFT_OUT),
+        (BEHIND_A_SYSTEM_MESSAGE, [("system", "s"), *ASKED], TOOLS, TOOLS_LEFT_OUT),
+        (WITHOUT_RESULTS, CALLED, None, RESULTS_LEFT_OUT),
+    ],
+    ids=["tools", "tools, where the template refuses results", "tools, after a system message", "results"],
 )
-def test_a_template_that_leaves_out_what_answers_rest_on_is_refused(tokenizer, template, left_out):
+def test_a_template_that_leaves_out_what_answers_rest_on_is_refused(tokenizer, template, messages, tools, left_out):
     assert template != TEMPLATE
     chat = custom(tokenizer, template)
-    call = {"role": "assistant", "tool_calls": [{"name": "look_up", "arguments": {}}]}
-    row = conversation(
-        ("user", "a"), call, {"role": "tool", "content": "b"}, ("assistant", "c"),
-        tools=TOOLS if template == WITHOUT_TOOLS else None,
-    )  # fmt: skip
-    with pytest.raises(DataError, match=f"leaves out {left_out}"):
-        chat.encode(row)
-    chat.encode(conversation(("user", "a"), ("assistant", "c")))  # where nothing is left out, it will do
+    with pytest.raises(DataError, match=left_out):
+        chat.encode(conversation(*messages, tools=tools))
+    chat.encode(conversation(*ASKED))  # where nothing is left out, it will do
+
+
+IN_MESSAGE = "{{- message.content -}}"
+
+
+@pytest.mark.parametrize(
+    ("change", "messages", "tools"),
+    [
+        ((IN_MESSAGE, "{{- (message.name ~ ':') if message.role == 'tool' -}}" + IN_MESSAGE), CALLED, TOOLS),
+        (
+            (IN_MESSAGE, "{{- message.content | tojson if message.role == 'tool' else message.content -}}"),
+            CALLED,
+            TOOLS,
+        ),
+        (("(tool | tojson)", "tool.name"), ASKED, [{"name": "look_up", "description": "d", "parameters": {}}]),
+        (("(tool | tojson)", "tool.function.name"), [("system", "s"), *CALLED], TOOLS),
+        (
+            ("'<tool_call>'", "(raise_exception('id') if call.id | length != 9 else '<tool_call>')"),
+            CALLED,
+            TOOLS,
+        ),
+    ],
+    ids=["named results", "results as JSON", "tools without function", "names alone", "ids of nine characters"],
+)
+def test_templates_may_write_tools_as_they_like(tokenizer, change, messages, tools):
+    assert change[0] in TEMPLATE
+    custom(tokenizer, TEMPLATE.replace(*change)).encode(conversation(*messages, tools=tools))
 
 
 def test_a_template_that_refuses_tools_refuses_the_conversation(tokenizer):

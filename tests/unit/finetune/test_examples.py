@@ -101,6 +101,11 @@ def test_the_key_is_what_is_said():
     rows = [with_answer(), with_answer(weight=1), with_answer(reasoning_content="r"), with_answer(content="c")]
     keys = [conversation_of(row, "row").key for row in rows]
     assert keys[0] == keys[1] == keys[2] != keys[3]
+    calls = [
+        with_answer(tool_calls=[{"name": name, "id": given}]) for name, given in (("f", None), ("f", "x"), ("g", "x"))
+    ]
+    keys = [conversation_of(row, "row").key for row in calls]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def reader(kind, path, thinking=False):

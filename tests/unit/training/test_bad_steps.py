@@ -1,10 +1,13 @@
 """Bad steps: the weights never see them, the data goes on behind them, and every attempt decides alike."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from data_pipeline.substitutes import SUBSTITUTES_FILE
 from loopcoder_train.checkpoint import find_checkpoint
 from loopcoder_train.config import CheckpointConfig, GuardsConfig, OnBadStep
 from loopcoder_train.training.bad_steps import BadStepHook, TrainingDivergedError, recorded_decisions
@@ -14,7 +17,7 @@ from loopcoder_train.training.log_hook import LogHook
 from loopcoder_train.training.loop import Hook, Run, fit
 from loopcoder_train.training.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from loopcoder_train.training.resume import restore
-from loopcoder_train.training.step_history import StepHistory
+from loopcoder_train.training.step_history import Cause, StepHistory
 from tests.unit.training.fakes import BATCH, SEQUENCE_LENGTH, TINY, FakeEngine, data_from
 
 CPU = torch.device("cpu")
@@ -313,18 +316,59 @@ def test_what_any_rank_sees_decides_for_all(tmp_path, loss_elsewhere, made):
     assert engine.steps == made
 
 
-def test_a_batch_without_a_label_is_bad_and_named_so(tmp_path):
-    batches = next(data_from(0))
-    for batch in batches:
+def step_without_labels(run_dir, grad_norm=0.0, **options):
+    """The third step of a run, of a batch in which nothing is predicted, after a checkpoint of the first."""
+    batches = [next(data_from(step)) for step in range(4)]
+    for batch in batches[2]:
         batch.labels[:] = -100
-    hook = BadStepHook(guards(nonfinite=OnBadStep.stop), last_saved=lambda run: 0, load=lambda: None)
-    run = Run(
-        tmp_path,
-        FakeEngine(losses={1: NAN}),
-        iter([batches]),
-        lambda tokens: 0.1,
-        num_steps=1,
-        batch_tokens=lambda batch: TOKENS_PER_STEP,
-    )
-    with pytest.raises(TrainingDivergedError, match="step 1: no token of its batch is supervised"):
+    loads = []
+    hook = BadStepHook(guards(**options), last_saved=lambda run: 1, load=lambda: loads.append(1))
+    engine = FakeEngine(losses={3: NAN})
+    train_step = engine.train_step
+
+    def with_norm(batches, rate, accept):
+        return train_step(batches, rate, lambda r: accept(replace(r, grad_norm=grad_norm) if math.isnan(r.loss) else r))
+
+    engine.train_step = with_norm
+    with MetricsWriter(run_dir / METRICS_FILE) as metrics:
+        run = Run(
+            run_dir,
+            engine,
+            iter(batches),
+            lambda tokens: 0.1,
+            num_steps=3,
+            batch_tokens=lambda batch: TOKENS_PER_STEP,
+            metrics=metrics,
+        )
         fit(run, [hook])
+    assert not loads
+    return run
+
+
+@pytest.mark.parametrize("policy", [OnBadStep.skip, OnBadStep.rewind])
+def test_a_batch_without_a_label_is_skipped_and_undoes_nothing(tmp_path, policy):
+    run = step_without_labels(tmp_path, nonfinite=policy)
+    (entry,) = run.history.ledger
+    assert (entry.batch, entry.step, entry.cause, entry.back_to) == (2, 3, Cause.unlabelled, None)
+    assert (run.state.step, run.state.batches, run.history.rewinds) == (3, 4, 0)
+    (event,) = events(tmp_path, "step_skipped")
+    assert "step 3 was not made: no token of its batch is supervised; its batch 2 is skipped" in event["message"]
+
+
+def test_where_a_batch_without_a_label_stops_the_run_the_data_is_blamed(tmp_path):
+    (tmp_path / SUBSTITUTES_FILE).write_text("")
+    with pytest.raises(TrainingDivergedError) as stop:
+        step_without_labels(tmp_path, nonfinite=OnBadStep.stop)
+    assert f"no token of its batch is supervised, damaged blocks are in {SUBSTITUTES_FILE}" in str(stop.value)
+    assert "guards.nonfinite=stop" in str(stop.value) and "restore the damaged blocks" in str(stop.value)
+    assert "peak_lr" not in str(stop.value)
+
+
+def test_batches_without_labels_count_to_the_caps(tmp_path):
+    with pytest.raises(TrainingDivergedError, match=r"more than guards\.max_bad_steps_in_a_row=0"):
+        step_without_labels(tmp_path, max_bad_steps_in_a_row=0)
+
+
+def test_weights_that_are_no_numbers_are_not_blamed_on_the_data(tmp_path):
+    with pytest.raises(TrainingDivergedError, match=r"diverged at step 3: loss=nan, gradient norm=nan.*peak_lr"):
+        step_without_labels(tmp_path, grad_norm=NAN, nonfinite=OnBadStep.stop)
