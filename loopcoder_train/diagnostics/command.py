@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.manifest import write_durably
 from loopcoder_train.config import UserError
 from loopcoder_train.config.commands import DiagnoseOptions
 from loopcoder_train.diagnostics.diagnosis import Diagnosis
@@ -84,7 +85,5 @@ def _write(diagnosis: Diagnosis, path: Path, title: str) -> list[Path]:
     folder = path.with_suffix("")
     folder.mkdir(exist_ok=True)
     figures = draw_figures(diagnosis, folder, title)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(diagnosis.to_json(), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_durably(path, json.dumps(diagnosis.to_json(), indent=1) + "\n")
     return figures

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.manifest import write_durably
 from data_pipeline.stream import heldout_batches
 from loopcoder_train.config import UserError
 from loopcoder_train.config.commands import EvaluateOptions
@@ -61,7 +62,8 @@ def evaluate_run(options: EvaluateOptions, stream: TextIO | None = None) -> Eval
         num_threads=options.num_threads,
     )
     evaluation = _evaluate(run, options)
-    path = evaluation_path(run, options.num_loops)
+    other_loops = None if options.num_loops == run.config.model.num_loops else options.num_loops
+    path = evaluation_path(run.run_dir, other_loops)
     _write(documents_path(path), json.dumps(evaluation.documents.to_json()) + "\n")
     _write(path, json.dumps(evaluation.to_json(), indent=1) + "\n")
     baselines = {"unigram entropy": evaluation.unigram_entropy, "bigram model": evaluation.bigram_loss}
@@ -82,11 +84,9 @@ def evaluate_run(options: EvaluateOptions, stream: TextIO | None = None) -> Eval
     return evaluation
 
 
-def evaluation_path(run: LoadedRun, num_loops: int | None) -> Path:
+def evaluation_path(run_dir: Path, other_loops: int | None) -> Path:
     """`evaluation.json`, or `evaluation_loops3.json` for another number of loops than the trained one."""
-    if num_loops is None or num_loops == run.config.model.num_loops:
-        return run.run_dir / EVALUATION_FILE
-    return run.run_dir / f"evaluation_loops{num_loops}.json"
+    return run_dir / (EVALUATION_FILE if other_loops is None else f"evaluation_loops{other_loops}.json")
 
 
 def documents_path(evaluation: Path) -> Path:
@@ -135,9 +135,7 @@ def _evaluate_conversations(run: LoadedRun, batch_size: int, limit: int) -> Held
 
 
 def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
     try:
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_durably(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from loopcoder_train.config.compare import changes_result, differences, result_options
+from loopcoder_train.config.keys import flatten
 from loopcoder_train.model.names import is_gate
 from loopcoder_train.sweep.facts import RunFacts
 from loopcoder_train.training.schedule import learning_rate
@@ -82,10 +83,13 @@ Runs = Sequence[tuple[str, RunFacts]]
 Compare = Callable[[RunFacts, RunFacts], list[Difference]]
 
 
-def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Match:
+def match_runs(
+    runs: Runs, axis: str | None, *, other_seeds: bool = False, meant: Sequence[dict[str, Any]] | None = None
+) -> Match:
     """Compare all of one stage, pretrained or tuned, at least one. `axis`: the swept option; None: none may differ.
 
-    other_seeds: the runs have a seed each, and are matched only in what no seed changes.
+    other_seeds: the runs have a seed each, and are matched only in what no seed changes. meant: of each run of a sweep,
+    the options that make it the arm that it is called.
     """
     tuned = runs[0][1].config.finetune is not None
     allowed = [name for name in (axis, "seed" if other_seeds else None, OWN_WEIGHTS if tuned else None) if name]
@@ -103,6 +107,8 @@ def match_runs(runs: Runs, axis: str | None, *, other_seeds: bool = False) -> Ma
         "held-out documents": _heldout,
     }
     made = [_check(name, runs, compare, axis) for name, compare in checks.items() if compare is not None]
+    if meant is not None:
+        made.insert(1, _swept(runs, meant, "seed" if other_seeds else axis))
     return Match(axis, tuple(made), tuple(_free(runs, allowed)))
 
 
@@ -142,6 +148,28 @@ def _check(name: str, runs: Runs, compare: Compare, axis: str | None) -> Check:
             (swept if explained else faults).append(f"{beside}: {difference.text}")
     status = Status.different if faults else Status.swept if swept else Status.same
     return Check(name, status, _EVIDENCE[name](first), (*faults, *swept))
+
+
+def _swept(runs: Runs, meant: Sequence[dict[str, Any]], option: str | None) -> Check:
+    """Is every run the arm that its folder says? The evidence is all that differs by intent."""
+    faults = [
+        f"{label}: {key} is {facts.options.get(key)}, not {value}"
+        for (label, facts), options in zip(runs, meant, strict=True)
+        for key, value in flatten(options).items()
+        if not _alike(facts.options.get(key), value)
+    ]
+    values = [options[option] for options in meant] if option else []
+    evidence = f"{option} is {', '.join(map(str, values))}" if option else "no option"
+    status = Status.different if faults else Status.swept if len(set(map(str, values))) > 1 else Status.same
+    return Check("swept option", status, evidence, tuple(faults))
+
+
+def _alike(recorded: object, given: object) -> bool:
+    """Whether an option has the value that was given for it on the command line, where 1e-3 is a word."""
+    try:
+        return recorded == given or str(recorded) == str(given) or float(recorded) == float(given)
+    except (TypeError, ValueError):
+        return False
 
 
 def inherited(option: str) -> bool:

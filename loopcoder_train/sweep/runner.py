@@ -5,7 +5,8 @@ sweep passes over it from then on. Without a record the command is started again
 checkpoint, bit for bit, or finds nothing left to do; evaluations and diagnoses write their files anew, at once. A stage
 whose arguments have changed since is started again too, and a training run refuses what it cannot go on with.
 
-The record also knows the newest checkpoint of the run: when that is another one, or gone, the stage is not done.
+The record also knows the newest checkpoint of the run: when that is another one, or gone, the stage is not done. Nor is
+it when the file that it leaves is gone, or of another step.
 
 A stage that fails ends its arm, not the others. A stop signal goes to the running command, and ends the sweep.
 """
@@ -196,9 +197,24 @@ def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, P
 
 
 def is_done(records: Path, stage: Stage) -> bool:
-    """Whether a process with these arguments ended well, and its run and the one that it starts from are as then."""
+    """Whether a process with these arguments ended well, and its run and the one that it starts from are as then, and
+    what it left is there."""
     found = _read_record(records, stage)
-    return found is not None and all(found.get(key) == value for key, value in _state(stage).items())
+    return (
+        found is not None
+        and all(found.get(key) == value for key, value in _state(stage).items())
+        and (stage.output is None or _is_of_newest_step(stage.output, stage.run_dir))
+    )
+
+
+def _is_of_newest_step(output: Path, run_dir: Path) -> bool:
+    """Whether the file of an evaluation or a diagnosis can be read and speaks of the newest checkpoint."""
+    try:
+        step = json.loads(output.read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):  # gone, cut off, or somebody else's
+        return False
+    checkpoints = checkpoints_of(run_dir)
+    return bool(checkpoints) and step == checkpoints[-1].step
 
 
 def _state(stage: Stage) -> dict[str, Any]:

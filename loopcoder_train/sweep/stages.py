@@ -1,7 +1,7 @@
 """What is done with an arm, in order: each stage is one command of `loopcoder`, with a folder below the arm's.
 
-pretrain -> finetune -> evaluate both, at the trained R and at the largest R of `sweep.inference_loops` (loop r does not
-know R, so that one pass shows every smaller R) -> diagnose.
+pretrain -> finetune -> evaluate both at the trained R, the pretrained one also at the largest R of
+`sweep.inference_loops` (loop r does not know R, so that one pass shows every smaller R) -> diagnose.
 """
 
 import json
@@ -12,13 +12,16 @@ from loopcoder_train.config import RunConfig
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten, in_quotes
 from loopcoder_train.config.sweep import SweepConfig
+from loopcoder_train.diagnostics.command import DIAGNOSTICS_NAME
+from loopcoder_train.evaluation.command import evaluation_path
 from loopcoder_train.sweep.arms import Arm, arm_config
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"  # folders of an arm, and its first stages
 STAGES_FOLDER = "stages"
 
 # Where and how a run computes: the same in both trainings of an arm, whatever the experiment of the tuning says.
-_SHARED = ("engine", "parallel", "kernels", "launch")
+_SHARED = ("engine", "parallel", "kernels", "launch", "deepspeed", "guards")
+_DEFAULTS_LEFT_OUT = ("launch", "deepspeed", "guards")  # groups of which only what somebody set is handed on
 _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "deterministic", "num_threads")
 
 
@@ -26,7 +29,7 @@ _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "determin
 class Stage:
     """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself.
 
-    source: the run whose weights it starts from.
+    source: the run whose weights it starts from. output: the file that it leaves, which tells the `step` it is of.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Stage:
     run_dir: Path
     trains: bool
     source: Path | None = None
+    output: Path | None = None
 
 
 def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> list[Stage]:
@@ -49,22 +53,24 @@ def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> l
         tune += [f"model.init_from={_quoted(first)}", f"run_dir={_quoted(tuned)}"]
         stages.append(Stage(name=FINETUNE, arguments=tune, run_dir=tuned, trains=True, source=first))
         trained.append(tuned)
-    for run_dir in trained:
-        stages += _evaluations(config, arm, run_dir)
-    look = ["diagnose", f"run_dir={_quoted(first)}", *config.sweep.diagnose]
-    stages.append(Stage(name="diagnose", arguments=look, run_dir=first, trains=False))
-    return stages
-
-
-def _evaluations(config: SweepConfig, arm: Arm, run_dir: Path) -> list[Stage]:
-    held_out = f"max_sequences_per_source={config.evaluation.max_sequences_per_source}"  # the same after tuning
-    own = ["evaluate", f"run_dir={_quoted(run_dir)}", held_out, *config.sweep.evaluate]
-    stages = [Stage(name=f"evaluate-{run_dir.name}", arguments=own, run_dir=run_dir, trains=False)]
+    stages += [_evaluation(config, run_dir) for run_dir in trained]
     loops = other_loops(config, arm)
     if loops is not None:
-        name, arguments = f"evaluate-{run_dir.name}-loops{loops}", [*own, f"num_loops={loops}"]
-        stages.append(Stage(name=name, arguments=arguments, run_dir=run_dir, trains=False))
+        stages.append(_evaluation(config, first, loops))
+    look = ["diagnose", f"run_dir={_quoted(first)}", *config.sweep.diagnose]
+    output = first / f"{DIAGNOSTICS_NAME}.json"
+    stages.append(Stage(name="diagnose", arguments=look, run_dir=first, trains=False, output=output))
     return stages
+
+
+def _evaluation(config: SweepConfig, run_dir: Path, loops: int | None = None) -> Stage:
+    held_out = f"max_sequences_per_source={config.evaluation.max_sequences_per_source}"  # the same after tuning
+    arguments = ["evaluate", f"run_dir={_quoted(run_dir)}", held_out, *config.sweep.evaluate]
+    name = f"evaluate-{run_dir.name}"
+    if loops is not None:
+        arguments, name = [*arguments, f"num_loops={loops}"], f"{name}-loops{loops}"
+    output = evaluation_path(run_dir, loops)
+    return Stage(name=name, arguments=arguments, run_dir=run_dir, trains=False, output=output)
 
 
 def other_loops(config: SweepConfig, arm: Arm) -> int | None:
@@ -78,7 +84,9 @@ def shared_options(config: RunConfig) -> list[str]:
     values = flatten({key: value for key, value in to_dict(config).items() if key in _SHARED})
     training = to_dict(config.training)
     values |= {f"training.{key}": training[key] for key in _SHARED_TRAINING}
-    default = flatten(to_dict(type(config.launch)()), "launch.")
+    default: dict[str, object] = {}
+    for group in _DEFAULTS_LEFT_OUT:
+        default |= flatten(to_dict(type(getattr(config, group))()), f"{group}.")
     return [f"{key}={_argument(value)}" for key, value in values.items() if default.get(key, ...) != value]
 
 

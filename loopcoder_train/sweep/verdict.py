@@ -1,8 +1,8 @@
 """Which value won, by how much, how sure, and at what cost; or why nobody can say.
 
-Arms count when they are matched and at least :data:`WELL_BELOW` nats below the bigram baseline: above that a model has
-learnt little that counts of token pairs do not know, and its rank says nothing about loops. All must count, or there
-is no verdict.
+Arms count when they are matched and at least :data:`WELL_BELOW` nats below their bigram baseline, each seed by itself:
+above that a model has learnt little that counts of token pairs do not know, and its rank says nothing about loops. All
+must count, or there is no verdict.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,8 @@ class ValueResult:
     difference: Estimate | None
     training_flops: float
     training_seconds: float
-    counts: bool  # well below the bigram baseline
+    counts: bool  # every seed is well below the bigram baseline
+    weak: tuple[str, ...] = ()  # which are not, with their loss and baseline, in words
 
     @property
     def tied(self) -> bool:
@@ -64,9 +65,9 @@ def judge(results: Sequence[ArmResult], matches: Sequence[Match], failed: Sequen
     groups = [[result for result in group if result.seed in common] for group in groups]
     bigram = float(np.mean([result.bigram_loss for result in results]))
     comparable = _same_documents(results)
-    values = _values(groups, spread, bigram) if common and comparable else []
+    values = _values(groups, spread) if common and comparable else []
     number = len(common) if spread is Spread.seeds else (groups[0][0].loss.samples if common else 0)
-    why_not = _why_not(values, matches, failed, bigram, len(common), comparable)
+    why_not = _why_not(values, matches, failed, len(common), comparable)
     best = None if why_not else next(value for value in values if value.difference is None)
     sentence = f"No verdict: {why_not}." if why_not else _sentence(best, values, spread, number)
     return Verdict(
@@ -85,7 +86,7 @@ def _same_documents(results: Sequence[ArmResult]) -> bool:
     return all(result.documents[key] == first[key] for result in results for key in ("sources", "tokens"))
 
 
-def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> list[ValueResult]:
+def _values(groups: list[list[ArmResult]], spread: Spread) -> list[ValueResult]:
     means = [float(np.mean([result.loss.mean for result in group])) for group in groups]
     best = groups[int(np.argmin(np.nan_to_num(means, nan=np.inf)))]  # a model that diverged is not the best
     level = joint_level(len(groups))
@@ -96,9 +97,20 @@ def _values(groups: list[list[ArmResult]], spread: Spread, bigram: float) -> lis
             difference=None if group is best else _difference(group, best, spread, level),
             training_flops=float(np.mean([result.training_flops for result in group])),
             training_seconds=float(np.mean([result.training_seconds for result in group])),
-            counts=mean <= bigram - WELL_BELOW,
+            counts=not _weak(group),
+            weak=tuple(_weak(group)),
         )
-        for group, mean in zip(groups, means, strict=True)
+        for group in groups
+    ]
+
+
+def _weak(group: list[ArmResult]) -> list[str]:
+    """The seeds of a value that are not well below their baseline; a loss that is no number is not."""
+    seed = (lambda result: f", seed {result.seed},") if len(group) > 1 else (lambda result: "")
+    return [
+        f"{result.label}{seed(result)} at {result.loss.mean:.4f} with a baseline of {result.bigram_loss:.4f}"
+        for result in group
+        if not result.loss.mean <= result.bigram_loss - WELL_BELOW
     ]
 
 
@@ -128,7 +140,6 @@ def _why_not(
     values: list[ValueResult],
     matches: Sequence[Match],
     failed: Sequence[str],
-    bigram: float,
     num_seeds: int,
     comparable: bool,
 ) -> str | None:
@@ -143,11 +154,11 @@ def _why_not(
         return "no seed has a result for every value"
     if len(values) < 2:
         return "there is nothing to compare with"
-    weak = [f"{value.label} at {value.loss.mean:.4f}" for value in values if not value.counts]
+    weak = [words for value in values for words in value.weak]
     if weak:
         return (
-            f"{', '.join(weak)} nats per token, not at least {WELL_BELOW} below the bigram baseline of {bigram:.4f}; "
-            "such models rank nothing"
+            f"{', '.join(weak)} nats per token, not at least {WELL_BELOW} below that of a bigram model; such models "
+            "rank nothing"
         )
     return None
 

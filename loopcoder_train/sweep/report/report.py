@@ -168,17 +168,21 @@ def _proofs(
     proofs = []
     for stage in stages:
         axis_of_stage = axis if stage == PRETRAIN or inherited(axis) else None
-        by_seed: dict[int, list[tuple[str, RunFacts]]] = {}
+        by_seed: dict[int, list[tuple[Arm, RunFacts]]] = {}
         for arm, facts in arms:
-            by_seed.setdefault(arm.seed, []).append((arm.label, facts[stage]))
+            by_seed.setdefault(arm.seed, []).append((arm, facts[stage]))
         for seed, runs in by_seed.items():
-            title = f"{stage}, seed {seed}" if several else stage
-            proofs.append(Proof(title=title, match=match_runs(runs, axis_of_stage)))
+            proofs.append(_proof(f"{stage}, seed {seed}" if several else stage, runs, axis_of_stage))
         if several:
-            firsts = [(f"{runs[0][0]}, seed {seed}", runs[0][1]) for seed, runs in by_seed.items()]
-            match = match_runs(firsts, axis_of_stage, other_seeds=True)
-            proofs.append(Proof(title=f"{stage}, across seeds", match=match))
+            firsts = [runs[0] for runs in by_seed.values()]
+            proofs.append(_proof(f"{stage}, across seeds", firsts, axis_of_stage, other_seeds=True))
     return proofs
+
+
+def _proof(title: str, arms: list[tuple[Arm, RunFacts]], axis: str | None, *, other_seeds: bool = False) -> Proof:
+    runs = [(_title(arm, other_seeds), facts) for arm, facts in arms]
+    meant = [{"seed": arm.seed} | ({axis: arm.value} if axis else {}) for arm, _ in arms]
+    return Proof(title=title, match=match_runs(runs, axis, other_seeds=other_seeds, meant=meant))
 
 
 def _only_difference(facts: Sequence[RunFacts]) -> str | None:

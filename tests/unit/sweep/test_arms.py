@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from loopcoder_train.config import DataConfig, OptimizerConfig, TrainingConfig, UserError
+from loopcoder_train.config import (
+    DataConfig,
+    DeepSpeedConfig,
+    EngineKind,
+    GuardsConfig,
+    OnBadStep,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingConfig,
+    UserError,
+)
 from loopcoder_train.config.compare import changed_keys
 from loopcoder_train.config.io import from_dict, to_dict
 from loopcoder_train.config.launch import LaunchConfig, LaunchKind
@@ -89,8 +99,7 @@ def test_the_stages_of_an_arm(tmp_path):
     given = ["experiment=x", "training.num_steps=100"]
     stages = stages_of(swept, looped, given)
     assert [stage.name for stage in stages] == [
-        "pretrain", "finetune", "evaluate-pretrain", "evaluate-pretrain-loops4", "evaluate-finetune",
-        "evaluate-finetune-loops4", "diagnose",
+        "pretrain", "finetune", "evaluate-pretrain", "evaluate-finetune", "evaluate-pretrain-loops4", "diagnose",
     ]  # fmt: skip
     train, tune, *_, look = stages
     folder = Path(swept.run_dir) / looped.name
@@ -104,6 +113,25 @@ def test_the_stages_of_an_arm(tmp_path):
     assert "evaluate-pretrain-loops4" in of_one_loop, "with gates of a half"
     held_out = f"max_sequences_per_source={swept.evaluation.max_sequences_per_source}"
     assert all(held_out in stage.arguments for stage in stages if stage.name.startswith("evaluate")), "before and after"
+    assert [stage.output and f"{stage.output.parent.name}/{stage.output.name}" for stage in stages] == [
+        None, None, "pretrain/evaluation.json", "finetune/evaluation.json", "pretrain/evaluation_loops4.json",
+        "pretrain/diagnostics.json",
+    ]  # fmt: skip
+
+
+def test_an_arm_is_tuned_where_and_as_guarded_as_it_was_pretrained(tmp_path):
+    swept = dataclasses.replace(
+        config(tmp_path),
+        engine=EngineKind.deepspeed,
+        deepspeed=DeepSpeedConfig(zero_stage=3, offload_optimizer=True),
+        parallel=ParallelConfig(distributed_optimizer=False),
+        guards=GuardsConfig(spike=OnBadStep.ignore),
+    )
+    tune = stages_of(swept, plan_sweep(swept).arms[0], [])[1].arguments
+    shared = ("engine", "deepspeed", "guards")
+    assert [text for text in tune if text.partition("=")[0].partition(".")[0] in shared] == [
+        "engine=deepspeed", "deepspeed.zero_stage=3", "deepspeed.offload_optimizer=true", "guards.spike=ignore",
+    ]  # fmt: skip
 
 
 def test_an_arm_is_tuned_in_the_precision_of_its_pretraining(tmp_path):

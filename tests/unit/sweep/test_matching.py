@@ -277,3 +277,25 @@ def test_runs_of_other_seeds_match_in_what_no_seed_changes(plain):
     assert not match_runs(
         [("a", plain), ("b", with_options(other, optimizer__beta1=0.5))], AXIS, other_seeds=True
     ).matched
+
+
+def test_every_run_is_the_arm_that_it_is_called(plain, looped):
+    runs = [("R = 1", plain), ("R = 2", looped)]
+    meant = [{"seed": plain.config.seed, AXIS: loops} for loops in (1, 2)]
+    check = match_runs(runs, AXIS, meant=meant).checks[1]
+    assert (check.name, check.status, check.evidence) == ("swept option", Status.swept, f"{AXIS} is 1, 2")
+    copied = match_runs([runs[0], ("R = 2", plain)], AXIS, meant=meant)
+    assert not copied.matched and copied.first_difference == f"swept option: R = 2: {AXIS} is 1, not 2"
+
+
+def test_a_seed_that_was_copied_is_no_other_seed(plain):
+    meant = [{"seed": plain.config.seed + more, AXIS: 1} for more in (0, 1)]
+    match = match_runs([("seed 0", plain), ("seed 1", plain)], AXIS, other_seeds=True, meant=meant)
+    assert "seed 1: seed is" in match.first_difference
+
+
+def test_values_are_compared_as_options_and_not_as_words(plain):
+    """`optimizer.peak_lr=1e-3` is a word on the command line; a group has a line for each of its options."""
+    facts = with_options(plain, optimizer__peak_lr=0.001, data__shares__a=0.5)
+    for axis, value in (("optimizer.peak_lr", "1e-3"), ("data.shares", {"a": 0.5}), ("model.num_loops", 1)):
+        assert match_runs([("one", facts)], axis, meant=[{axis: value}]).checks[1].status is Status.same, axis

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,24 @@ def test_a_stop_ends_the_sweep(tmp_path, code):
     with pytest.raises(Stopped) as stopped:
         sweep(tmp_path, commands)
     assert stopped.value.code == code and commands.done == ["ax", "bx"]
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"step": 4}', "[]", '{"step": 6}'])
+def test_what_has_lost_its_output_is_done_again(tmp_path, monkeypatch, content):
+    """Gone, cut off, of another step, not its own: only the last one is the evaluation of the newest checkpoint."""
+    (tmp_path / "run").mkdir()
+    output = tmp_path / "run" / "evaluation.json"
+    checkpoint = SimpleNamespace(step=6, path=Path("step-6"), commit="abc")
+    monkeypatch.setattr(runner, "checkpoints_of", lambda run_dir: [checkpoint])
+    stage = Stage(name="b", arguments=["b"], run_dir=tmp_path / "run", trains=False, output=output)
+    output.write_text('{"step": 6}')
+    for expected in (["b"], []):
+        commands = Commands()
+        run_arms(tmp_path, [(arm("x"), [stage])], commands, lambda text: None)
+        assert commands.done == expected
+    output.unlink() if content is None else output.write_text(content)
+    run_arms(tmp_path, [(arm("x"), [stage])], commands, lambda text: None)
+    assert commands.done == ([] if content == '{"step": 6}' else ["b"])
 
 
 def test_other_arguments_are_another_stage(tmp_path):
