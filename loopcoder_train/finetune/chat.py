@@ -95,8 +95,9 @@ class ChatFormat:
         Raises RefusedByTemplate when the template refuses it, DataError when the template is wrong.
         """
         text = self._render(conversation)
+        encoded = self._cut(conversation, text)
         self._check_tools(conversation, text)
-        return self._cut(conversation, text)
+        return encoded
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens before the assistant's answer to `messages`: how the tokens of a conversation with it begin.
@@ -145,6 +146,11 @@ class ChatFormat:
                     f"{self.where}: message {index} of {name}, the assistant's, does not end with finetune.end_token, "
                     "so the end would not be trained; set finetune.end_token to the template's own"
                 )
+            if after[end + len(self._end_mark) :].strip():
+                raise DataError(
+                    f"{self.where}: goes on after finetune.end_token in message {index} of {name}, so that what "
+                    "follows would not be trained; end the assistant's turn with it"
+                )
             self._check_calls(conversation, message, after[len(before) :])
             spans.append((len(before), end + len(self._end_mark), index not in conversation.untrained))
         return spans
@@ -160,27 +166,20 @@ class ChatFormat:
                 )
 
     def _check_tools(self, conversation: Conversation, text: str) -> None:
-        """DataError when the template leaves out the tools of a conversation, or what they returned: its answers would
-        be tuned without what they rest on. `text`: the conversation, rendered."""
+        """DataError when the template leaves out the tools of a conversation, the arguments of a call, or what it gave:
+        answers would be tuned without what they rest on. `text`: the conversation, rendered."""
         if conversation.tools and self._try(replace(conversation, tools=None)) == text:
             raise DataError(
                 f"{self.where}: leaves out the tools of {conversation.name}; write `tools`, or tune on conversations "
                 "without them"
             )
-        plain = {
-            index: f"result-{index}."  # in whatever form the template writes it
-            for index, message in enumerate(conversation.messages)
-            if message["role"] == "tool"
-        }
-        messages = [
-            message | {"content": plain[index]} if index in plain else message
-            for index, message in enumerate(conversation.messages)
-        ]
-        altered = self._try(replace(conversation, messages=messages)) if plain else None
-        if altered is not None and not all(word in altered for word in plain.values()):
+        messages, words = _with_plain_words(conversation.messages)
+        altered = self._try(replace(conversation, messages=messages)) if words else None
+        left_out = "" if altered is None else next((what for word, what in words.items() if word not in altered), "")
+        if left_out:
             raise DataError(
-                f"{self.where}: leaves out what a tool returned in {conversation.name}; write the content of messages "
-                "of the role tool, or tune on conversations without them"
+                f"{self.where}: leaves out {left_out} in {conversation.name}; write it, or tune on conversations "
+                "without tools"
             )
 
     def _try(self, conversation: Conversation) -> str | None:
@@ -306,6 +305,25 @@ def _tojson(
 
 def _refuse(message: object) -> NoReturn:
     raise RefusedByTemplate(_one_line(message))
+
+
+def _with_plain_words(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+    """Messages whose calls and results are words that any template writes as they are; what each stands for."""
+    plain, words = [], {}
+    for index, message in enumerate(messages):
+        changed = dict(message)
+        if message["role"] == "tool":
+            changed["content"] = f"result-{index}."
+            words[changed["content"]] = "what a tool returned"
+        if "tool_calls" in message:
+            changed["tool_calls"] = []
+            for number, call in enumerate(message["tool_calls"]):
+                name, value = f"call-{index}-{number}.", f"value-{index}-{number}."
+                words |= {name: "a tool call", value: "the arguments of a tool call"}
+                function = {"name": name, "arguments": {"argument": value}}
+                changed["tool_calls"].append(call | {"function": function})
+        plain.append(changed)
+    return plain, words
 
 
 def _mark(token_id: int) -> str:

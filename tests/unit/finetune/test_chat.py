@@ -118,7 +118,11 @@ WITHOUT_TOOLS = TEMPLATE.replace("if tools and", "if false and")
 REFUSING = "{{ raise_exception('no tools here') if messages | selectattr('role', 'eq', 'tool') | list }}"
 BEHIND_A_SYSTEM_MESSAGE = TEMPLATE.replace("if tools and loop.first", "if false and loop.first")
 WITHOUT_RESULTS = TEMPLATE.replace("for message in messages ", "for message in messages if message.role != 'tool' ")
+WITHOUT_ARGUMENTS = TEMPLATE.replace("'arguments': call.function.arguments", "'arguments': {}")
+FIRST_CALL_ALONE = TEMPLATE.replace("in message.tool_calls or []", "in (message.tool_calls or [])[:1]")
 TOOLS_LEFT_OUT, RESULTS_LEFT_OUT = "leaves out the tools of row", "leaves out what a tool returned in row"
+ARGUMENTS_LEFT_OUT, CALL_LEFT_OUT = "leaves out the arguments of a tool call in row", "leaves out a tool call in row"
+CALLED_TWICE = [("user", "a"), CALL | {"tool_calls": CALL["tool_calls"] * 2}, RESULT, ("assistant", "c")]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +132,17 @@ TOOLS_LEFT_OUT, RESULTS_LEFT_OUT = "leaves out the tools of row", "leaves out wh
         (WITHOUT_TOOLS + REFUSING, ASKED, TOOLS, TOOLS_LEFT_OUT),
         (BEHIND_A_SYSTEM_MESSAGE, [("system", "s"), *ASKED], TOOLS, TOOLS_LEFT_OUT),
         (WITHOUT_RESULTS, CALLED, None, RESULTS_LEFT_OUT),
+        (WITHOUT_ARGUMENTS, CALLED, TOOLS, ARGUMENTS_LEFT_OUT),
+        (FIRST_CALL_ALONE, CALLED_TWICE, TOOLS, CALL_LEFT_OUT),
     ],
-    ids=["tools", "tools, where the template refuses results", "tools, after a system message", "results"],
+    ids=[
+        "tools",
+        "tools, where the template refuses results",
+        "tools, after a system message",
+        "results",
+        "arguments",
+        "the second of two calls of one name",
+    ],
 )
 def test_a_template_that_leaves_out_what_answers_rest_on_is_refused(tokenizer, template, messages, tools, left_out):
     assert template != TEMPLATE
@@ -207,6 +220,12 @@ BROKEN = {
     "unknown filter": ("{{ messages | pickle }}", "No filter named 'pickle'"),
     "leaves out": (TEMPLATE.replace("message.content -", "'' -"), "leaves out"),
     "no end": (TEMPLATE.replace("{{- '<|im_end|>\\n' -}}\n{%- endfor", "{{- '\\n' -}}\n{%- endfor"), "end_token"),
+    "goes on after the end": (
+        TEMPLATE.replace("{{- message.content -}}", "{{- '<|im_end|>' ~ message.content -}}").replace(
+            "{{- '<|im_end|>\\n' -}}\n{%- endfor", "{{- '\\n' -}}\n{%- endfor"
+        ),
+        "goes on after finetune.end_token",
+    ),
     "last turn alone": (
         TEMPLATE.replace("{{- message.content -}}", "{{- message.content -}}{{- '!' if loop.last else '' -}}"),
         "how the whole conversation begins",
@@ -238,6 +257,11 @@ def test_a_template_that_cannot_be_tuned_with_is_one_line(tokenizer, name):
 def test_thinking_needs_a_template_that_writes_it(tokenizer):
     with pytest.raises(DataError, match="leaves out 'thought 1'"):
         custom(tokenizer, TEMPLATE.replace("~ message.reasoning_content", ""), thinking=True)  # fmt: skip
+
+
+def test_the_end_of_thinking_is_no_end_of_a_turn(tokenizer):
+    with pytest.raises(DataError, match=r"goes on after finetune\.end_token"):
+        custom(tokenizer, TEMPLATE, thinking=True, end_token="</think>")
 
 
 def test_a_template_may_end_its_turns_otherwise(tokenizer):
