@@ -38,12 +38,16 @@ def _inherit(values: dict[str, Any]) -> None:
     """Give every inherited option that nobody set its value in the run that is tuned; a dry run its ranks."""
     if values["model"]["init_from"] is None:
         raise messages.not_set("model.init_from", lambda key: f"{key}=RUN or {key}=RUN@STEP")
-    source = to_dict(_source(values["model"]["init_from"], values["run_dir"]))
+    inherit(values, to_dict(_source(values["model"]["init_from"], values["run_dir"])))
+    at_scale(values)
+
+
+def inherit(values: dict[str, Any], source: dict[str, Any]) -> None:
+    """Give every inherited option of `values` that nobody set its value in `source`, the run that is tuned."""
     for key in INHERITED:
         group, name = key.split(".")
         if values[group][name] == _MISSING:
             values[group][name] = source[group][name]
-    at_scale(values)
 
 
 def _source(init_from: str, run_dir: str) -> RunConfig:

@@ -37,8 +37,9 @@ def _is_own(override: str) -> bool:
 
 def sweep(config: SweepConfig, for_stages: list[str]) -> int:
     """Run what is not done; report on what is. Returns 0 when every arm is done, else 1, or the code of a stop."""
-    from loopcoder_train.sweep.arms import plan_sweep  # these import torch
-    from loopcoder_train.sweep.runner import StageProcesses, Stopped, run_arms, run_arms_together
+    from loopcoder_train.cli.sweep_check import check_later_stages  # these import torch
+    from loopcoder_train.sweep.arms import arm_config, plan_sweep
+    from loopcoder_train.sweep.runner import StageProcesses, Stopped, run_arms, run_arms_together, undone
     from loopcoder_train.sweep.slurm import SlurmStages
     from loopcoder_train.sweep.stages import stages_of
 
@@ -50,8 +51,11 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
                 f"guards.spike={config.guards.spike.name}: an arm that finds a spike leaves out a batch and matches "
                 "the others no more; guards.spike=ignore keeps all batches in all arms"
             )
-        planned.write(folder)
         arms = [(arm, stages_of(config, arm, for_stages)) for arm in planned.arms]
+        missing = ((arm, undone(folder / arm.name, stages)) for arm, stages in arms)
+        first, its_stages = next(((arm, left) for arm, left in missing if left), (planned.arms[0], []))
+        check_later_stages(its_stages, arm_config(config, first))  # those of the other arms have the same options
+        planned.write(folder)
         run_all, stages = (
             (run_arms_together, SlurmStages(config.launch)) if config.on_slurm else (run_arms, StageProcesses(_say))
         )

@@ -40,13 +40,13 @@ def unigram_entropy(batches: Iterable[LabelledBatch]) -> float:
 
 
 class BigramModel:
-    """Counts of (token, next token) pairs of a training sample. `vocab_size` bounds the ids."""
+    """Counts of (token, next token) pairs of a training sample. `vocab_size` bounds the ids; num_tokens: pairs."""
 
     def __init__(self, batches: Iterable[LabelledBatch], vocab_size: int) -> None:
         inputs, labels = supervised_pairs(batches)
         if not len(labels):
             raise UserError("bigram baseline: the training sample has no supervised token")
-        self._vocab_size = vocab_size
+        self._vocab_size, self.num_tokens = vocab_size, len(labels)
         self._pairs, self._pair_counts = np.unique(inputs * vocab_size + labels, return_counts=True)
         self._context_counts = np.bincount(inputs, minlength=vocab_size)
         self._followers = np.bincount(self._pairs // vocab_size, minlength=vocab_size)

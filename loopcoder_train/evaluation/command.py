@@ -22,7 +22,7 @@ from loopcoder_train.training.figure import FIGURE_FILE, draw_loss_figure
 from loopcoder_train.training.metrics import METRICS_FILE, read_metrics
 
 EVALUATION_FILE = "evaluation.json"
-MAX_BIGRAM_TOKENS = 4_000_000  # enough for the order of magnitude, a second of work
+MAX_BIGRAM_TOKENS = 32_000_000  # some seconds of work; more than any run sees whose baseline is near
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Evaluation:
     report: HeldOutReport
     unigram_entropy: float  # nats per token, of the evaluated tokens
     bigram_loss: float  # nats per token, fitted on as many training tokens as the run has seen (capped)
+    bigram_tokens: int  # how many these were
     documents: DocumentTable  # of the held-out losses
     untrained_gates: bool = False  # of a run of one loop that is read with more: they are 0.5 everywhere
     conversations: HeldOutReport | None = None  # of a tuned run: its held-out conversations, what the assistant says
@@ -45,6 +46,7 @@ class Evaluation:
             "tokens": self.tokens,
             "unigram_entropy": self.unigram_entropy,
             "bigram_loss": self.bigram_loss,
+            "bigram_tokens": self.bigram_tokens,
             "untrained_gates": self.untrained_gates,
             **self.report.to_json(),
             **({"conversations": self.conversations.to_json()} if self.conversations else {}),
@@ -116,12 +118,14 @@ def _evaluate(run: LoadedRun, options: EvaluateOptions) -> Evaluation:
     heldout = list(heldout_batches(run.corpus, length, batch_size, limit))
     seen = min(run.snapshot.training.tokens, MAX_BIGRAM_TOKENS)
     sample = training_sample(run.corpus, seen, run.config.data.text_share)
+    bigram = BigramModel(sample, run.corpus.manifest.vocab_size)
     return Evaluation(
         step=run.snapshot.training.step,
         tokens=run.snapshot.training.tokens,
         report=report,
         unigram_entropy=unigram_entropy(heldout),
-        bigram_loss=BigramModel(sample, run.corpus.manifest.vocab_size).loss(heldout),
+        bigram_loss=bigram.loss(heldout),
+        bigram_tokens=bigram.num_tokens,
         documents=losses.table,
         untrained_gates=run.untrained_gates,
         conversations=None if run.config.finetune is None else _evaluate_conversations(run, batch_size, limit),

@@ -207,6 +207,11 @@ def is_done(records: Path, stage: Stage) -> bool:
     )
 
 
+def undone(folder: Path, stages: list[Stage]) -> list[Stage]:
+    """The stages of the arm in `folder` that are still to be run."""
+    return [stage for stage in stages if not is_done(folder / STAGES_FOLDER, stage)]
+
+
 def _is_of_newest_step(output: Path, run_dir: Path) -> bool:
     """Whether the file of an evaluation or a diagnosis can be read and speaks of the newest checkpoint."""
     try:

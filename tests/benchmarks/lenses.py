@@ -38,7 +38,7 @@ STEPS = WARM_UP + INTERVAL
 RUN = ["experiment=quickstart", f"training.stop_after_step={STEPS}", "evaluation.every_steps=100000",
        "launch.start_workers=false"]  # fmt: skip
 ON, OFF = f"telemetry.every_steps={INTERVAL}", "telemetry.every_steps=100000"
-SAMPLES, LIMIT_SECONDS = 500, 150
+SAMPLES, LIMIT_SECONDS, MOST_OF_TRAINING = 500, 120, 0.01  # what the diagnostics may cost
 VARIABLE = "BENCHMARK_TIMES_TELEMETRY"  # environment variable of the runs whose telemetry is timed
 TIMES_FILE = "telemetry.json"
 LAUNCH = """
@@ -178,6 +178,10 @@ def main() -> None:
         content = json.loads((trained / "diagnostics.json").read_text())
     TARGET.write_text("\n".join([*telemetry_part(costs), *diagnose_part(diagnosed, content)]) + "\n")
     print(f"written: {TARGET.relative_to(ROOT)}")
+    if any(share > MOST_OF_TRAINING for cost in costs.values() for share in cost.shares()):
+        sys.exit(f"telemetry takes more than {MOST_OF_TRAINING:.0%} of the steps' time: see the page")
+    if any(one.seconds is None for one in diagnosed):
+        sys.exit(f"a diagnosis of {SAMPLES} samples takes more than {LIMIT_SECONDS} s: see the page")
 
 
 def telemetry_part(costs: dict[int, Cost]) -> list[str]:

@@ -247,9 +247,9 @@ def draw_gain_cost(axes: Axes, diagnosis: Json | None) -> None:
     )
     dress(axes, "loop", "output shift, nats")
     right = axes.twinx()
-    costs_of_loops = [point["relative_cost"]["mean"] for point in points]
-    right.plot(loops, costs_of_loops, "s--", color=COLOURS[4], label="cost: offset, relative")
-    right.set_ylabel("offset, relative")
+    costs_of_loops = [point["cost"]["mean"] for point in points]
+    right.plot(loops, costs_of_loops, "s--", color=COLOURS[4], label="cost: offset")
+    right.set_ylabel(r"offset $\Omega$")
     right.set_ylim(0, 1.6 * max(costs_of_loops))  # room for the legend
     axes.set_xticks(loops)
     lines = [line for one in (axes, right) for line in one.get_lines()]

@@ -35,10 +35,11 @@ def test_arms_match_by_what_they_recorded(swept, folder):
     report = json.loads((folder / "report.json").read_text())
     (proof,) = report["proofs"]
     checks = {check["name"]: check for check in proof["match"]["checks"]}
-    assert {check["status"] for check in checks.values()} == {"same"} and len(checks) == 9, checks
+    assert {check["status"] for check in checks.values()} == {"same", "swept"} and len(checks) == 10, checks
+    assert [name for name, check in checks.items() if check["status"] == "swept"] == ["swept option"]
     assert "at step 6, audited" in checks["token stream"]["evidence"]
     assert "No verdict" in swept.stdout and "bigram baseline" in swept.stdout
-    assert [arm["inference"].keys() for arm in report["arms"]] == [{"1": 0, "2": 0, "3": 0}.keys()] * 2
+    assert [arm["inference"].keys() for arm in report["arms"]] == [{"1": 0, "2": 0, "3": 0, "4": 0}.keys()] * 2
 
 
 def test_it_says_what_may_unmatch_the_arms_and_how_it_gets_on(swept):

@@ -129,12 +129,12 @@ def gain_cost(arm: ArmResult) -> Chart | None:
     """Output shift of each loop (logarithmic) against its offset cost (second axis); None for an arm without either."""
     points = arm.diagnosis["gain_cost"]
     gain = [_datum(point["loop"], point["gain"]) for point in points]
-    cost = [_datum(point["loop"], point["relative_cost"]) for point in points]
+    cost = [_datum(point["loop"], point["cost"]) for point in points]
     return draw(
         arm.label,
         [
             Series(label="gain: output shift", colour=0, data=gain),
-            Series(label="cost: offset relative to the state", colour=1, data=cost, right=True, dashed=True),
+            Series(label="cost: offset \N{GREEK CAPITAL LETTER OMEGA}", colour=1, data=cost, right=True, dashed=True),
         ],
         x_label="loop",
         y_label="gain, nats",

@@ -40,6 +40,7 @@ def test_the_command_repeats_the_training_runs_own_numbers(trained):
     saved = json.loads((trained / "evaluation.json").read_text())
     assert saved["overall"]["loop_losses"] == evaluation.report.overall.loop_losses
     assert saved["unigram_entropy"] == evaluation.unigram_entropy
+    assert 0 < saved["bigram_tokens"] <= saved["tokens"]
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

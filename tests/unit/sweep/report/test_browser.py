@@ -1,6 +1,7 @@
 """The page in a real browser, if there is one: it fits, it is quiet, its charts have a size, and names do nothing."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -30,6 +31,30 @@ def page(report, tmp_path_factory):
     changed = dataclasses.replace(report, title=LONG + HOSTILE, verdict=verdict, arms=arms, failed={LONG: HOSTILE})
     path.write_text(render(changed), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize(("scheme", "darker"), [("light", "ink"), ("dark", "paper")])
+def test_each_scheme_has_its_paper_and_ink_that_can_be_read_on_it(chromium, page, scheme, darker):
+    """Relative luminance and contrast of text, as WCAG counts them."""
+    chromium.open(page, 1280, scheme)
+    paper, *inks = (
+        luminance(colour)
+        for colour in chromium.evaluate(
+            """[getComputedStyle(document.body).backgroundColor, ...['h1', 'p', 'td', '.plot text'].map((kind) => {
+                 const style = getComputedStyle(document.querySelector(kind));
+                 return kind === '.plot text' ? style.fill : style.color; })]"""
+        )
+    )
+    for ink in inks:
+        assert (ink < paper) is (darker == "ink")
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """0 to 1, of `rgb(r, g, b)`."""
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
