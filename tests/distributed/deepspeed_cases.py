@@ -24,6 +24,7 @@ class ZeroCase:
     overlap: bool = False
     precision: str = "fp32"
     other_stage: int = 0  # where a saved state is loaded
+    start: str = "tp2"  # Megatron's layout at the start of a journey (megatron_cases.py)
     mutation: str = ""
 
     @property
@@ -37,7 +38,7 @@ class ZeroCase:
         parts = [self.kind, f"zero{self.stage}", "x".join(map(str, self.split)), f"R{self.num_loops}", self.precision]
         parts += ["" if self.offload == "none" else f"offload_{self.offload}", self.gate_input, self.recompute]
         parts += ["tied" * self.tied, "whole_rows" * (not self.packed), "overlap" * self.overlap, self.mutation]
-        parts += [f"to_zero{self.other_stage}" if self.other_stage else ""]
+        parts += [f"to_zero{self.other_stage}" if self.other_stage else "", self.start * (self.kind == "journey")]
         return "-".join(part for part in parts if part and part not in ("fp32", "hidden", "none"))
 
 
@@ -93,8 +94,20 @@ def state_cases() -> list[ZeroCase]:
 
 def journey_cases() -> list[ZeroCase]:
     """Megatron -> checkpoint on disk -> DeepSpeed -> checkpoint -> the plain engine."""
-    cases = [ZeroCase(kind="journey", stage=stage, split=(1, 2, 2)) for stage in (1, 2, 3)]
+    starts = ((1, "tp2"), (2, "tp2_sp"), (3, "tp2"), (1, "cp2"), (3, "pp2"))
+    cases = [ZeroCase(kind="journey", stage=stage, split=(1, 2, 2), start=start) for stage, start in starts]
     return [*cases, ZeroCase(kind="journey", stage=3, split=(2, 1, 2), offload="both", precision="bf16")]
+
+
+def infinite_cases() -> list[ZeroCase]:
+    """A micro-batch whose loss is infinite, in every stage, precision and split that accumulates."""
+    turn, cases = itertools.count(), []
+    for stage, precision, split in itertools.product((1, 2, 3), ("fp32", "bf16"), ((1, 4, 1), (1, 2, 2))):
+        n = next(turn)
+        both = stage == 3 and precision == "bf16"
+        offload = ("none", "both" if both else "optimizer")[(n + n // 2) % 2]  # each with either precision and split
+        cases.append(ZeroCase(kind="infinite", stage=stage, precision=precision, split=split, offload=offload))
+    return cases
 
 
 def memory_cases() -> list[ZeroCase]:
@@ -115,6 +128,7 @@ MUTATIONS = {
     "biases_and_norms_decayed": ("parity", (1, 3), (4, 1, 1)),
     "not_clipped": ("parity", (1, 3), (4, 1, 1)),
     "one_learning_rate": ("parity", (1, 3), (4, 1, 1)),
+    "infinite_sums_stay": ("infinite", (1, 2, 3), (1, 2, 2)),
     "sums_in_bf16": ("bf16", (1, 2, 3), (1, 2, 2)),
     "pieces_off_by_one": ("parity", (1, 2, 3), (2, 1, 2)),
     "live_weights_not_loaded": ("state", (1, 3), (2, 1, 2)),
@@ -132,7 +146,7 @@ def mutation_cases() -> list[ZeroCase]:
             split=split,
             mutation=mutation,
             other_stage=stage * (kind == "state"),
-            precision="bf16" if kind == "bf16" else "fp32",
+            precision="bf16" if kind in ("bf16", "infinite") else "fp32",
             num_loops=_bf16_loops(stage) if kind == "bf16" else 2,
         )
         for mutation, (kind, stages, split) in MUTATIONS.items()
@@ -142,7 +156,8 @@ def mutation_cases() -> list[ZeroCase]:
 
 def all_cases() -> list[ZeroCase]:
     """What every test run works through."""
-    right = [*parity_cases(), *bf16_cases(), *state_cases(), *journey_cases(), *memory_cases()]
+    right = [*parity_cases(), *bf16_cases(), *state_cases(), *journey_cases(), *infinite_cases()]
+    right += memory_cases()
     return [*right, *mutation_cases()]
 
 

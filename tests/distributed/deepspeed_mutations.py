@@ -45,6 +45,7 @@ _PATCHES = {
     ],
     "refused_gradients_stay": [(view, "discard", lambda self: None) for view in _VIEWS],
     "refused_sums_stay": [(view, "discard", lambda self: None) for view in _VIEWS],
+    "infinite_sums_stay": [(view, "discard", lambda self: None) for view in _VIEWS],
     "biases_and_norms_decayed": [(setup, "is_decayed", lambda name: True)],
     "not_clipped": [(setup, "deepspeed_options", lambda *args: _options(*args) | {"gradient_clipping": 0.0})],
     "sums_in_bf16": [(setup, "deepspeed_options", _rounded)],

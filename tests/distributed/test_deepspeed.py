@@ -71,6 +71,11 @@ def test_megatrons_checkpoint_goes_on_under_zero_and_then_plain(case):
     assert errors_of(case)["loss"] <= (1e-6 if case.precision == "fp32" else 5e-3)
 
 
+@pytest.mark.parametrize("case", cases_of("infinite"))
+def test_an_infinite_loss_is_refused_and_leaves_no_trace(case):
+    assert errors_of(case) == {"made": 0, "finite": 0, "trace": 0, "next": 0}
+
+
 @pytest.mark.parametrize("case", cases_of("memory"))
 def test_stage_3_gathers_little_at_a_time(case):
     assert errors_of(case)["gathered"] < GATHERED

@@ -16,7 +16,7 @@ from loopcoder_train.engines.plain import PlainEngine
 from loopcoder_train.finetune.plan import Plan
 from loopcoder_train.finetune.plan_making import prepare_plan
 from loopcoder_train.model import IGNORE_INDEX
-from tests.distributed.finetune_worker import LAYOUTS, ROWS, micro_batches, run_config
+from tests.distributed.finetune_worker import LAYOUTS, ROWS, STAGES, micro_batches, name_of, run_config
 from tests.distributed.megatron_setting import randomize
 from tests.unit.evaluation.corpus import make_corpus
 from tests.unit.finetune.conftest import jsonl, options, rows
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A plan, and what Megatron makes of its first batch in every layout."""
+    """A plan, and what the other engines make of its first batch in every layout."""
     folder = tmp_path_factory.mktemp("finetune")
     corpus = make_corpus(folder / "corpus")
     prepare_plan(folder / "run", options(jsonl(folder / "a.jsonl", rows(60, words=9))), corpus, 192)
@@ -73,10 +73,24 @@ def test_plain_engine(folder, micro):
     assert error(own, gradients) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_megatron_engine(folder, layout):
+def check_saved(folder, name: str) -> None:
+    """What a worker has written: loss, tokens, and the gradient as a whole and each parameter's own."""
     reference, gradients, _ = plain(*folder, 4)
-    saved = np.load(folder[0] / f"{'-'.join(map(str, layout))}.npz")
+    saved = np.load(folder[0] / name)
+    assert set(saved.files) - {"loss", "tokens"} == gradients.keys()
     assert float(saved["loss"]) == pytest.approx(reference.loss, rel=TOLERANCE)
     assert int(saved["tokens"]) == reference.supervised_tokens
     assert error(saved, gradients) < TOLERANCE
+    each = {parameter: error(saved, {parameter: gradient}) for parameter, gradient in gradients.items()}
+    assert {parameter: value for parameter, value in each.items() if not value < TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_megatron_engine(folder, layout):
+    check_saved(folder, name_of("megatron", layout))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_deepspeed_engine(folder, layout, stage):
+    check_saved(folder, name_of(f"zero{stage}", layout))
