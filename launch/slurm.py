@@ -89,9 +89,14 @@ def render(config: RunConfig, run_yaml: Path, directory: Path) -> str:
     return _Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
-def srun_line(launch: LaunchConfig, module: str, arguments: Sequence[str]) -> list[str]:
-    """One process of `python -m <module>` on one node of the cluster, which this command waits for."""
-    options = [f"--cpus-per-task={launch.cpus_on_a_node}", *_sbatch_options(launch)]
+def srun_line(launch: LaunchConfig, run_dir: Path, module: str, arguments: Sequence[str]) -> list[str]:
+    """One process of `python -m <module>` on one node of the cluster, which this command waits for.
+
+    It reads `run_dir` and writes its results there: one at a time. One that a killed command left behind, which srun
+    outlives, is waited for.
+    """
+    own = [f"--job-name={job_name(run_dir)}-read", "--dependency=singleton"]
+    options = [*own, f"--cpus-per-task={launch.cpus_on_a_node}", *_sbatch_options(launch)]
     containers = [f"--container-{name}={value}" for name, value in _container(launch).items()]
     return ["srun", "--nodes=1", "--ntasks=1", *options, *containers, _python(launch), "-m", module, *arguments]
 

@@ -28,7 +28,7 @@ from data_pipeline.manifest import write_durably
 from loopcoder_train.checkpoint import checkpoints_of
 from loopcoder_train.config.errors import UserError
 from loopcoder_train.config.io import RUN_CONFIG_FILE, read_run_config
-from loopcoder_train.config.process import EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
+from loopcoder_train.config.process import EXIT_FAILURE, EXIT_USER_ERROR, STOP_SIGNALS, signal_exit_code
 from loopcoder_train.runtime.lock import holder_of
 from loopcoder_train.sweep.arms import Arm
 from loopcoder_train.sweep.stages import STAGES_FOLDER, Stage
@@ -37,7 +37,7 @@ from loopcoder_train.training.progress import duration
 LAUNCHER_LOCK = "launcher"
 _POLL_SECONDS = 0.5
 _LEAST_SECONDS = 1.0  # of an arm with something to do: starting one command takes longer
-_STOPPED = {signal_exit_code(number) for number in STOP_SIGNALS}
+STOP_CODES = frozenset(signal_exit_code(number) for number in STOP_SIGNALS)
 
 Say = Callable[[str], None]
 
@@ -80,7 +80,10 @@ class StageProcesses:
             os.kill(self._running.pid, number)
 
     def run(self, stage: Stage, log: Path) -> int:
-        """Its exit code, 1 for a training that paused. Training shows its progress; others print to `log`."""
+        """Its exit code, 1 for a training that paused. Training shows its progress; others print to `log`.
+
+        Raises Stopped when this process or the stage itself was told to stop: there is nobody here but who did that.
+        """
         if stage.trains:
             self._wait_for_former(stage)
         self._stop_if_told()
@@ -95,7 +98,10 @@ class StageProcesses:
         self._stop_if_told()
         if code == 0 and stage.trains and not is_trained(stage.run_dir):
             return EXIT_FAILURE
-        return code if code >= 0 else 128 - code
+        code = exit_code_of(code)
+        if code in STOP_CODES:
+            raise Stopped(code)
+        return code
 
     def _stop_if_told(self) -> None:
         if self.stopped_by is not None:
@@ -110,6 +116,11 @@ class StageProcesses:
             self._stop_if_told()
             time.sleep(_POLL_SECONDS)
             holder = holder_of(stage.run_dir, LAUNCHER_LOCK)
+
+
+def exit_code_of(returncode: int) -> int:
+    """What a shell makes of the `returncode` of a Popen: 128 + N for a process that signal N ended."""
+    return returncode if returncode >= 0 else 128 - returncode
 
 
 @contextmanager
@@ -128,7 +139,7 @@ def received_by(handler: Callable[[int, object], None]) -> Iterator[None]:
 def run_arms(
     folder: Path, arms: Sequence[tuple[Arm, list[Stage]]], run: Callable[[Stage, Path], int], say: Say
 ) -> list[Outcome]:
-    """Every arm in turn. `run(stage, log)` starts a stage and gives its exit code. Raises Stopped."""
+    """Every arm in turn. `run(stage, log)` starts a stage and gives its exit code, or raises Stopped, as this does."""
     outcomes, worked = [], _Worked()
     for number, (arm, stages) in enumerate(arms, start=1):
         began = time.monotonic()
@@ -188,8 +199,6 @@ def run_arm(folder: Path, arm: Arm, stages: list[Stage], run: Callable[[Stage, P
         except (UserError, OSError) as error:  # of a folder, or of SLURM: no reason to leave the other arms
             say(f"{arm.name}: {error}")
             code = EXIT_USER_ERROR
-        if code in _STOPPED or code == EXIT_REQUEUE:
-            raise Stopped(code)
         if code:
             say(f"{arm.name}: {stage.name} failed (exit code {code}); the other arms go on")
             return Outcome(arm, stage.name, code)

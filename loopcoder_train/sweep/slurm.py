@@ -15,7 +15,7 @@ from pathlib import Path
 from launch import slurm
 from loopcoder_train.config import LaunchConfig, UserError
 from loopcoder_train.config.process import EXIT_FAILURE, signal_exit_code
-from loopcoder_train.sweep.runner import Stopped, is_trained, received_by
+from loopcoder_train.sweep.runner import STOP_CODES, Stopped, exit_code_of, is_trained, received_by
 from loopcoder_train.sweep.stages import Stage
 
 COMMAND = "loopcoder_train.cli.main"
@@ -44,9 +44,14 @@ class SlurmStages:
         self._stop.set()
 
     def run(self, stage: Stage, log: Path) -> int:
-        """The exit code of the stage; waits as long as its job waits or runs. Raises Stopped."""
+        """The exit code of the stage; waits as long as its job waits or runs.
+
+        Raises Stopped when this process was told to stop. A stage that SLURM ended (scancel, a time limit, a lost
+        node) has the exit code of a signal, too, and is this arm's failure: the others go on, and are reported.
+        """
         if not stage.trains:
-            return self._command(slurm.srun_line(self._launch, COMMAND, stage.arguments), log, self._launch.environment)
+            line = slurm.srun_line(self._launch, stage.run_dir, COMMAND, stage.arguments)
+            return self._command(line, log, self._launch.environment)
         if not slurm.jobs_of(stage.run_dir) and not is_trained(stage.run_dir):
             code = self._command([sys.executable, "-m", COMMAND, *stage.arguments], log, {})
             if code:
@@ -78,4 +83,7 @@ class SlurmStages:
                     process.terminate()
                     process.wait()
                     raise Stopped(signal_exit_code(self._stopped_by))
-        return process.returncode
+        code = exit_code_of(process.returncode)
+        if code in STOP_CODES and self._pause(COMMAND_POLL_SECONDS):  # one signal for both may reach it first
+            raise Stopped(signal_exit_code(self._stopped_by))
+        return code

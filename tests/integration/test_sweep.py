@@ -12,10 +12,14 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def arguments(corpus, tmp_path_factory) -> list[str]:
-    """Two arms, pretrained, evaluated and diagnosed; tests/faults/test_sweep.py has the tuning, and kills."""
+    """Two arms, pretrained, evaluated and diagnosed, on the plain engine, whose processes start soonest.
+
+    tests/faults/test_sweep.py has the study's engine, the tuning, and kills.
+    """
     return [
         "sweep", "experiment=miniature", "sweep=miniature", "sweep.finetune=[]", f"data.corpus_dir={corpus}",
         "model.vocab_size=512", "data.max_repeats=1000", "training.num_steps=6", "guards.spike=skip",
+        "engine=plain", "parallel.world_size=1", "training.precision=fp32",
         f"run_dir={tmp_path_factory.mktemp('sweep') / 'swept'}",
     ]  # fmt: skip
 

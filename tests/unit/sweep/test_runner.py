@@ -73,11 +73,25 @@ def test_a_failed_arm_costs_the_others_nothing_and_is_taken_up_where_it_failed(t
 
 
 @pytest.mark.parametrize("code", [75, 130, 143])
-def test_a_stop_ends_the_sweep(tmp_path, code):
-    commands = Commands(bx=code)
+def test_a_command_that_was_told_to_stop_ends_the_sweep(tmp_path, monkeypatch, code):
+    """On this machine: nobody but the clock, the system or a person tells it, and they mean the sweep."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$3$4" >> {tmp_path}/done\n[ "$3$4" != bx ] || exit {code}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(python))
+    arms = [(arm(name), stages(tmp_path, name, *"bc")) for name in ("x", "y")]
     with pytest.raises(Stopped) as stopped:
-        sweep(tmp_path, commands)
-    assert stopped.value.code == code and commands.done == ["ax", "bx"]
+        run_arms(tmp_path, arms, StageProcesses(print).run, print)
+    assert stopped.value.code == code and (tmp_path / "done").read_text().split() == ["bx"]
+
+
+def test_a_command_that_a_signal_ended_otherwise_costs_its_arm_only(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(runner.sys, "executable", str(python))
+    arms = [(arm(name), stages(tmp_path, name, "b")) for name in ("x", "y")]
+    assert [outcome.code for outcome in run_arms(tmp_path, arms, StageProcesses(print).run, print)] == [137, 137]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"step": 4}', "[]", '{"step": 6}'])

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm import Job
+from launch.slurm import Job, job_name
 from loopcoder_train.config import UserError
 from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.sweep import slurm as stages
-from loopcoder_train.sweep.runner import Stopped
+from loopcoder_train.sweep.arms import Arm
+from loopcoder_train.sweep.runner import Stopped, run_arms_together
 from loopcoder_train.sweep.slurm import SlurmStages
 from loopcoder_train.sweep.stages import Stage
 from tests.unit.evaluation.trained_run import train
@@ -88,7 +89,29 @@ def test_the_rest_goes_through_srun(cluster, tmp_path):
     assert run.run(stage(tmp_path, trains=False), tmp_path / "log") == 0
     line = cluster.lines[0]
     assert line[:3] == ["srun", "--nodes=1", "--ntasks=1"] and "--partition=gpu" in line
+    assert f"--job-name={job_name(tmp_path)}-read" in line and "--dependency=singleton" in line
     assert "--gpus-per-node=2" in line and line[-2:] == ["pretrain", "launch=slurm"] and cluster.variables == ["b"]
+
+
+@pytest.mark.parametrize(("returncode", "code"), [(130, 130), (143, 143), (-15, 143), (75, 75)])
+def test_a_stage_that_slurm_ends_costs_its_arm_only(cluster, tmp_path, returncode, code):
+    arms = []
+    for name in ("x", "y"):
+        own = Arm(name=name, label=name, value=1, seed=0, reference=None, changes={})
+        arms.append((own, [stage(tmp_path / name, trains=False)]))
+    cluster.codes[0] = returncode
+    run = SlurmStages(LAUNCH, pause=lambda seconds: False)
+    outcomes = run_arms_together(tmp_path, arms, run.run, print)
+    assert [(outcome.failed, outcome.code) for outcome in outcomes] == [("s", code)] * 2
+
+
+def test_one_signal_for_a_stage_and_the_sweep_is_a_stop(cluster, tmp_path):
+    """Ctrl-C, or the end of the job that the sweep is in, may be felt by srun first."""
+    cluster.codes[0] = 143
+    run = SlurmStages(LAUNCH, pause=lambda seconds: run._received(signal.SIGTERM, None) or True)
+    with pytest.raises(Stopped) as stopped:
+        run.run(stage(tmp_path, trains=False), tmp_path / "log")
+    assert stopped.value.code == 143
 
 
 def test_a_stop_ends_the_waiting_and_not_the_job(cluster, tmp_path):
