@@ -52,9 +52,8 @@ def sweep(config: SweepConfig, for_stages: list[str]) -> int:
                 "the others no more; guards.spike=ignore keeps all batches in all arms"
             )
         arms = [(arm, stages_of(config, arm, for_stages)) for arm in planned.arms]
-        missing = ((arm, undone(folder / arm.name, stages)) for arm, stages in arms)
-        first, its_stages = next(((arm, left) for arm, left in missing if left), (planned.arms[0], []))
-        check_later_stages(its_stages, arm_config(config, first))  # those of the other arms have the same options
+        left = [(arm_config(config, arm), undone(folder / arm.name, stages)) for arm, stages in arms]
+        check_later_stages(left, config.sweep.axis)
         planned.write(folder)
         run_all, stages = (
             (run_arms_together, SlurmStages(config.launch)) if config.on_slurm else (run_arms, StageProcesses(_say))

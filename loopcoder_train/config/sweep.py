@@ -32,7 +32,7 @@ class SweepOptions:
     references: list[Reference] = field(default_factory=list)
     reference_loops: list[int] = field(default_factory=lambda: [2])  # the R of the reference arms
     finetune: list[str] = field(default_factory=lambda: ["experiment=sft"])  # empty: no tuning
-    inference_loops: list[int] = field(default_factory=lambda: [1, 2, 3, 4])  # each arm is evaluated so, too
+    inference_loops: list[int] = field(default_factory=lambda: [1, 2, 3, 4])  # of pretrained arms, at evaluation
     evaluate: list[str] = field(default_factory=list)
     diagnose: list[str] = field(default_factory=list)
 
@@ -46,6 +46,7 @@ class SweepOptions:
             self.axis not in ("seed", "model.init_from"), "sweep.axis", self.axis, "has its own place", "sweep.seeds"
         )
         self._check_axis_stage()
+        self._check_own_places()
         for name in ("values", "seeds", "references", "reference_loops"):
             given = getattr(self, name)
             require(len(set(given)) == len(given), f"sweep.{name}", given, "must differ from each other")
@@ -68,6 +69,14 @@ class SweepOptions:
         group = self.axis.partition(".")[0]
         rule = "is an option of loopcoder finetune, and arms differ in their pretraining"
         require(group != "finetune", "sweep.axis", self.axis, rule, "name an option of loopcoder pretrain")
+
+    def _check_own_places(self) -> None:
+        """What a sweep gives its stages itself: a report needs the newest weights, at every arm's own R."""
+        for name in ("evaluate", "diagnose"):
+            for text in getattr(self, name):
+                key = text.lstrip("+~").partition("=")[0]
+                rule, remedy = f"{key} is given to the stages by the sweep", "leave it out; see sweep.inference_loops"
+                require(key not in ("run_dir", "step", "num_loops"), f"sweep.{name}", getattr(self, name), rule, remedy)
 
     @property
     def typed_values(self) -> list[object]:

@@ -43,15 +43,26 @@ class BigramModel:
     """Counts of (token, next token) pairs of a training sample. `vocab_size` bounds the ids; num_tokens: pairs."""
 
     def __init__(self, batches: Iterable[LabelledBatch], vocab_size: int) -> None:
-        inputs, labels = supervised_pairs(batches)
-        if not len(labels):
+        self._vocab_size = vocab_size
+        self._context_counts, unigrams = np.zeros((2, vocab_size), np.int64)
+        self._pairs, self._pair_counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        for batch in batches:  # one after the other: the sample as a whole would be some GB of int64
+            inputs, labels = supervised_pairs([batch])
+            self._context_counts += np.bincount(inputs, minlength=vocab_size)
+            unigrams += np.bincount(labels, minlength=vocab_size)
+            self._count_pairs(inputs * vocab_size + labels)
+        self.num_tokens = int(unigrams.sum())
+        if not self.num_tokens:
             raise UserError("bigram baseline: the training sample has no supervised token")
-        self._vocab_size, self.num_tokens = vocab_size, len(labels)
-        self._pairs, self._pair_counts = np.unique(inputs * vocab_size + labels, return_counts=True)
-        self._context_counts = np.bincount(inputs, minlength=vocab_size)
         self._followers = np.bincount(self._pairs // vocab_size, minlength=vocab_size)
-        unigrams = np.bincount(labels, minlength=vocab_size)
-        self._unigram = (unigrams + 1.0) / (len(labels) + vocab_size)
+        self._unigram = (unigrams + 1.0) / (self.num_tokens + vocab_size)
+
+    def _count_pairs(self, keys: np.ndarray) -> None:
+        """Add those of a batch to the sorted counts of all pairs."""
+        new, counts = np.unique(keys, return_counts=True)
+        self._pairs, place = np.unique(np.concatenate([self._pairs, new]), return_inverse=True)
+        both = np.concatenate([self._pair_counts, counts])
+        self._pair_counts = np.bincount(place, weights=both, minlength=len(self._pairs)).astype(np.int64)
 
     def probabilities(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """p(label | input) of every pair, float64; both int64 [N]."""

@@ -173,14 +173,14 @@ class ChatFormat:
                 f"{self.where}: leaves out the tools of {conversation.name}; write `tools`, or tune on conversations "
                 "without them"
             )
-        messages, words = _with_plain_words(conversation.messages)
-        altered = self._try(replace(conversation, messages=messages)) if words else None
-        left_out = "" if altered is None else next((what for word, what in words.items() if word not in altered), "")
-        if left_out:
-            raise DataError(
-                f"{self.where}: leaves out {left_out} in {conversation.name}; write it, or tune on conversations "
-                "without tools"
-            )
+        for messages, words in (_plain_results(conversation.messages), _plain_calls(conversation.messages)):
+            altered = self._try(replace(conversation, messages=messages)) if words else None
+            left_out = [what for word, what in words.items() if altered is not None and word not in altered]
+            if left_out:
+                raise DataError(
+                    f"{self.where}: leaves out {left_out[0]} in {conversation.name}; write it, or tune on "
+                    "conversations without tools"
+                )
 
     def _try(self, conversation: Conversation) -> str | None:
         """The text of a changed conversation; None where the template does not take it."""
@@ -307,22 +307,27 @@ def _refuse(message: object) -> NoReturn:
     raise RefusedByTemplate(_one_line(message))
 
 
-def _with_plain_words(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-    """Messages whose calls and results are words that any template writes as they are; what each stands for."""
-    plain, words = [], {}
+def _plain_results(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+    """Messages whose tools returned words that any template writes as they are, and what each word stands for."""
+    words = {index: f"result-{index}." for index, message in enumerate(messages) if message["role"] == "tool"}
+    plain = [m | ({"content": words[index]} if index in words else {}) for index, m in enumerate(messages)]
+    return plain, dict.fromkeys(words.values(), "what a tool returned")
+
+
+def _plain_calls(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
+    """Likewise for calls: their names, and the values of their arguments, which keep their own names."""
+    plain: list[Message] = []
+    words: dict[str, str] = {}
     for index, message in enumerate(messages):
-        changed = dict(message)
-        if message["role"] == "tool":
-            changed["content"] = f"result-{index}."
-            words[changed["content"]] = "what a tool returned"
-        if "tool_calls" in message:
-            changed["tool_calls"] = []
-            for number, call in enumerate(message["tool_calls"]):
-                name, value = f"call-{index}-{number}.", f"value-{index}-{number}."
-                words |= {name: "a tool call", value: "the arguments of a tool call"}
-                function = {"name": name, "arguments": {"argument": value}}
-                changed["tool_calls"].append(call | {"function": function})
-        plain.append(changed)
+        calls = []
+        for number, call in enumerate(message.get("tool_calls", ())):
+            name = f"call-{index}-{number}."
+            arguments = {
+                key: f"value-{index}-{number}-{place}." for place, key in enumerate(call["function"]["arguments"])
+            }
+            words |= {name: "a tool call"} | dict.fromkeys(arguments.values(), "the arguments of a tool call")
+            calls.append(call | {"function": {"name": name, "arguments": arguments}})
+        plain.append(message | ({"tool_calls": calls} if calls else {}))
     return plain, words
 
 

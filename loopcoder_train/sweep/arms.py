@@ -108,18 +108,23 @@ def _refuse_merging(config: SweepConfig) -> None:
 
 def arm_config(config: SweepConfig, arm: Arm) -> RunConfig:
     """The pretraining of an arm, without its folder. UserError for what its rules refuse."""
+    try:
+        return with_changes(config, arm.changes)
+    except UserError as error:
+        raise UserError(f"arm {arm.name}: {error}") from error
+
+
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The run of `config`, a sweep's too, with some options changed. UserError for what its rules refuse."""
     values = to_dict(config)
-    del values["sweep"]
-    for key, value in arm.changes.items():
+    values.pop("sweep", None)
+    for key, value in changes.items():
         group = values
         *path, last = key.split(".")
         for part in path:
             group = group[part]
         group[last] = value
-    try:
-        return from_dict(RunConfig, values)
-    except UserError as error:
-        raise UserError(f"arm {arm.name}: {error}") from error
+    return from_dict(RunConfig, values)
 
 
 def _matched(config: SweepConfig, value: Any, seed: int, num_seeds: int) -> Arm:

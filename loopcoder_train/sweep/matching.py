@@ -13,8 +13,11 @@ from enum import Enum
 from typing import Any
 
 from loopcoder_train.config.compare import changes_result, differences, result_options
+from loopcoder_train.config.errors import UserError
+from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
 from loopcoder_train.model.names import is_gate
+from loopcoder_train.sweep.arms import with_changes
 from loopcoder_train.sweep.facts import RunFacts
 from loopcoder_train.training.schedule import learning_rate
 
@@ -29,7 +32,7 @@ _SEGMENTS = ("data.segments",)  # a later one may bring a corpus of its own
 OWN_WEIGHTS = "model.init_from"  # a tuned run starts from its own pretraining
 
 # Options that a tuning run takes over from its pretraining; whatever else is swept must be the same in all tunings.
-_INHERITED = ("model", "data.sequence_length", "training.precision")
+_INHERITED = ("model", "data.sequence_length", "training.precision", "guards")
 
 
 class Status(Enum):
@@ -153,10 +156,9 @@ def _check(name: str, runs: Runs, compare: Compare, axis: str | None) -> Check:
 def _swept(runs: Runs, meant: Sequence[dict[str, Any]], option: str | None) -> Check:
     """Is every run the arm that its folder says? The evidence is all that differs by intent."""
     faults = [
-        f"{label}: {key} is {facts.options.get(key)}, not {value}"
+        f"{label}: {fault}"
         for (label, facts), options in zip(runs, meant, strict=True)
-        for key, value in flatten(options).items()
-        if not _alike(facts.options.get(key), value)
+        for fault in _strangers(facts, options)
     ]
     values = [options[option] for options in meant] if option else []
     evidence = f"{option} is {', '.join(map(str, values))}" if option else "no option"
@@ -164,12 +166,14 @@ def _swept(runs: Runs, meant: Sequence[dict[str, Any]], option: str | None) -> C
     return Check("swept option", status, evidence, tuple(faults))
 
 
-def _alike(recorded: object, given: object) -> bool:
-    """Whether an option has the value that was given for it on the command line, where 1e-3 is a word."""
+def _strangers(facts: RunFacts, options: dict[str, Any]) -> list[str]:
+    """Where a run is not the one with these options, both read by the rules of a configuration: 1e-3 may be a word."""
     try:
-        return recorded == given or str(recorded) == str(given) or float(recorded) == float(given)
-    except (TypeError, ValueError):
-        return False
+        made = with_changes(facts.config, options)
+    except UserError as error:
+        return [str(error)]
+    own, expected = flatten(to_dict(facts.config)), flatten(to_dict(made))
+    return [f"{key} is {before}, not {after}" for key, before, after in differences(own, expected)]
 
 
 def inherited(option: str) -> bool:

@@ -212,13 +212,22 @@ def is_done(records: Path, stage: Stage) -> bool:
     return (
         found is not None
         and all(found.get(key) == value for key, value in _state(stage).items())
-        and (stage.output is None or _is_of_newest_step(stage.output, stage.run_dir))
+        and all(output.exists() for output in stage.outputs)
+        and (not stage.outputs or _is_of_newest_step(stage.outputs[0], stage.run_dir))
     )
 
 
 def undone(folder: Path, stages: list[Stage]) -> list[Stage]:
-    """The stages of the arm in `folder` that are still to be run."""
-    return [stage for stage in stages if not is_done(folder / STAGES_FOLDER, stage)]
+    """The stages of the arm in `folder` that are still to be run; what cannot be read is told when its turn comes."""
+    left = []
+    for stage in stages:
+        try:
+            done = is_done(folder / STAGES_FOLDER, stage)
+        except (UserError, OSError):
+            done = False
+        if not done:
+            left.append(stage)
+    return left
 
 
 def _is_of_newest_step(output: Path, run_dir: Path) -> bool:
@@ -242,8 +251,12 @@ def _record(records: Path, stage: Stage, seconds: float) -> None:
 
 
 def _read_record(records: Path, stage: Stage) -> dict[str, Any] | None:
+    """None without one, and for one that is damaged: the stage is run again."""
     path = records / f"{stage.name}.json"
-    return json.loads(path.read_bytes()) if path.exists() else None
+    try:
+        return json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError:
+        return None
 
 
 def _check_source(records: Path, stage: Stage) -> None:

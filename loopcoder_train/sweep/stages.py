@@ -13,7 +13,7 @@ from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten, in_quotes
 from loopcoder_train.config.sweep import SweepConfig
 from loopcoder_train.diagnostics.command import DIAGNOSTICS_NAME
-from loopcoder_train.evaluation.command import evaluation_path
+from loopcoder_train.evaluation.command import documents_path, evaluation_path
 from loopcoder_train.sweep.arms import Arm, arm_config
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"  # folders of an arm, and its first stages
@@ -21,7 +21,6 @@ STAGES_FOLDER = "stages"
 
 # Where and how a run computes: the same in both trainings of an arm, whatever the experiment of the tuning says.
 _SHARED = ("engine", "parallel", "kernels", "launch", "deepspeed", "guards")
-_DEFAULTS_LEFT_OUT = ("launch", "deepspeed", "guards")  # groups of which only what somebody set is handed on
 _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "deterministic", "num_threads")
 
 
@@ -29,7 +28,7 @@ _SHARED_TRAINING = ("precision", "activation_checkpointing", "device", "determin
 class Stage:
     """One command. `trains`: it makes steps, holds the lock of `run_dir` and resumes by itself.
 
-    source: the run whose weights it starts from. output: the file that it leaves, which tells the `step` it is of.
+    source: the run whose weights it starts from. outputs: the files that it leaves; the first tells the `step`.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Stage:
     run_dir: Path
     trains: bool
     source: Path | None = None
-    output: Path | None = None
+    outputs: tuple[Path, ...] = ()
 
 
 def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> list[Stage]:
@@ -58,8 +57,8 @@ def stages_of(config: SweepConfig, arm: Arm, pretrain_arguments: list[str]) -> l
     if loops is not None:
         stages.append(_evaluation(config, first, loops))
     look = ["diagnose", f"run_dir={_quoted(first)}", *config.sweep.diagnose]
-    output = first / f"{DIAGNOSTICS_NAME}.json"
-    stages.append(Stage(name="diagnose", arguments=look, run_dir=first, trains=False, output=output))
+    outputs = (first / f"{DIAGNOSTICS_NAME}.json",)
+    stages.append(Stage(name="diagnose", arguments=look, run_dir=first, trains=False, outputs=outputs))
     return stages
 
 
@@ -70,7 +69,8 @@ def _evaluation(config: SweepConfig, run_dir: Path, loops: int | None = None) ->
     if loops is not None:
         arguments, name = [*arguments, f"num_loops={loops}"], f"{name}-loops{loops}"
     output = evaluation_path(run_dir, loops)
-    return Stage(name=name, arguments=arguments, run_dir=run_dir, trains=False, output=output)
+    outputs = (output, documents_path(output))
+    return Stage(name=name, arguments=arguments, run_dir=run_dir, trains=False, outputs=outputs)
 
 
 def other_loops(config: SweepConfig, arm: Arm) -> int | None:
@@ -84,9 +84,7 @@ def shared_options(config: RunConfig) -> list[str]:
     values = flatten({key: value for key, value in to_dict(config).items() if key in _SHARED})
     training = to_dict(config.training)
     values |= {f"training.{key}": training[key] for key in _SHARED_TRAINING}
-    default: dict[str, object] = {}
-    for group in _DEFAULTS_LEFT_OUT:
-        default |= flatten(to_dict(type(getattr(config, group))()), f"{group}.")
+    default = flatten(to_dict(type(config.launch)()), "launch.")
     return [f"{key}={_argument(value)}" for key, value in values.items() if default.get(key, ...) != value]
 
 

@@ -35,8 +35,12 @@ class ValueResult:
     difference: Estimate | None
     training_flops: float
     training_seconds: float
-    counts: bool  # every seed is well below the bigram baseline
-    weak: tuple[str, ...] = ()  # which are not, with their loss and baseline, in words
+    weak: tuple[str, ...]  # the seeds that are not well below their bigram baseline, in words, with both
+
+    @property
+    def counts(self) -> bool:
+        """Whether every seed is well below its baseline."""
+        return not self.weak
 
     @property
     def tied(self) -> bool:
@@ -97,7 +101,6 @@ def _values(groups: list[list[ArmResult]], spread: Spread) -> list[ValueResult]:
             difference=None if group is best else _difference(group, best, spread, level),
             training_flops=float(np.mean([result.training_flops for result in group])),
             training_seconds=float(np.mean([result.training_seconds for result in group])),
-            counts=not _weak(group),
             weak=tuple(_weak(group)),
         )
         for group in groups

@@ -10,10 +10,11 @@ MINIATURE = ["experiment=miniature", "sweep=miniature", "data.corpus_dir=../corp
     [
         ("finetune=['experiment=sft','training.num_step=9']", "training.num_step: unknown option; did you mean"),
         ("finetune=['experiment=sft','training.global_batch_size=7']", "training.global_batch_size=7: must be a"),
+        ("finetune=['experiment=sft','model.num_loops=2']", "model.num_loops=2: is what the sweep is over (1)"),
         ("evaluate=['batch=3']", "batch: unknown option"),
         ("diagnose=['num_samples=0']", "num_samples=0: must be greater than 0"),
     ],
-    ids=["option", "rule", "evaluate", "diagnose"],
+    ids=["option", "rule", "axis", "evaluate", "diagnose"],
 )
 def test_a_fault_in_a_later_stage_costs_no_pretraining(workplace, loopcoder, option, told):
     code, _, error = loopcoder("sweep", *MINIATURE, f"sweep.{option}")

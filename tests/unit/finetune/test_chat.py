@@ -112,10 +112,15 @@ def test_a_template_that_leaves_tool_calls_out_is_refused(tokenizer):
 TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
 CALL = {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "name": "look_up", "arguments": {}}]}
 RESULT = {"role": "tool", "name": "look_up", "tool_call_id": "abcdefghi", "content": "b"}
+CALL_OF_X = {"role": "assistant", "tool_calls": [{"name": "look_up", "arguments": {"x": 1}}]}
 ASKED = [("user", "a"), ("assistant", "c")]
 CALLED = [("user", "a"), CALL, RESULT, ("assistant", "c")]
 WITHOUT_TOOLS = TEMPLATE.replace("if tools and", "if false and")
 REFUSING = "{{ raise_exception('no tools here') if messages | selectattr('role', 'eq', 'tool') | list }}"
+STRICT_ABOUT_NAMES = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    "{{ raise_exception('unknown tool') if c.function.name != 'look_up' }}{% endfor %}{% endfor %}"
+)
 BEHIND_A_SYSTEM_MESSAGE = TEMPLATE.replace("if tools and loop.first", "if false and loop.first")
 WITHOUT_RESULTS = TEMPLATE.replace("for message in messages ", "for message in messages if message.role != 'tool' ")
 WITHOUT_ARGUMENTS = TEMPLATE.replace("'arguments': call.function.arguments", "'arguments': {}")
@@ -132,7 +137,8 @@ CALLED_TWICE = [("user", "a"), CALL | {"tool_calls": CALL["tool_calls"] * 2}, RE
         (WITHOUT_TOOLS + REFUSING, ASKED, TOOLS, TOOLS_LEFT_OUT),
         (BEHIND_A_SYSTEM_MESSAGE, [("system", "s"), *ASKED], TOOLS, TOOLS_LEFT_OUT),
         (WITHOUT_RESULTS, CALLED, None, RESULTS_LEFT_OUT),
-        (WITHOUT_ARGUMENTS, CALLED, TOOLS, ARGUMENTS_LEFT_OUT),
+        (WITHOUT_ARGUMENTS, [("user", "a"), CALL_OF_X], TOOLS, ARGUMENTS_LEFT_OUT),
+        (WITHOUT_RESULTS + STRICT_ABOUT_NAMES, CALLED, TOOLS, RESULTS_LEFT_OUT),
         (FIRST_CALL_ALONE, CALLED_TWICE, TOOLS, CALL_LEFT_OUT),
     ],
     ids=[
@@ -141,6 +147,7 @@ CALLED_TWICE = [("user", "a"), CALL | {"tool_calls": CALL["tool_calls"] * 2}, RE
         "tools, after a system message",
         "results",
         "arguments",
+        "results, where unknown calls are refused",
         "the second of two calls of one name",
     ],
 )
@@ -158,6 +165,12 @@ IN_MESSAGE = "{{- message.content -}}"
 @pytest.mark.parametrize(
     ("change", "messages", "tools"),
     [
+        (
+            ("'arguments': call.function.arguments", "'arguments': {'x': call.function.arguments['x']}"),
+            [("user", "a"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"x": [1, {"y": 2}]}}]}],
+            None,
+        ),
+        (("'arguments': call.function.arguments", "'other': 1"), CALLED, TOOLS),
         ((IN_MESSAGE, "{{- (message.name ~ ':') if message.role == 'tool' -}}" + IN_MESSAGE), CALLED, TOOLS),
         (
             (IN_MESSAGE, "{{- message.content | tojson if message.role == 'tool' else message.content -}}"),
@@ -172,7 +185,15 @@ IN_MESSAGE = "{{- message.content -}}"
             TOOLS,
         ),
     ],
-    ids=["named results", "results as JSON", "tools without function", "names alone", "ids of nine characters"],
+    ids=[
+        "by the schema",
+        "no arguments",
+        "named results",
+        "results as JSON",
+        "tools without function",
+        "names alone",
+        "ids of nine characters",
+    ],
 )
 def test_templates_may_write_tools_as_they_like(tokenizer, change, messages, tools):
     assert change[0] in TEMPLATE

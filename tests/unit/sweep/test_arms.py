@@ -18,14 +18,15 @@ from loopcoder_train.config import (
     TrainingConfig,
     UserError,
 )
-from loopcoder_train.config.compare import changed_keys
+from loopcoder_train.config.compare import changed_keys, changes_result
 from loopcoder_train.config.io import from_dict, to_dict
 from loopcoder_train.config.launch import LaunchConfig, LaunchKind
 from loopcoder_train.config.run import RunConfig
 from loopcoder_train.config.sweep import Reference, SweepConfig, SweepOptions
 from loopcoder_train.model.counts import forward_flops, pairs_of_lengths
 from loopcoder_train.sweep.arms import Arm, Sweep, arm_config, plan_sweep
-from loopcoder_train.sweep.stages import stages_of
+from loopcoder_train.sweep.matching import inherited
+from loopcoder_train.sweep.stages import shared_options, stages_of
 from tests.conftest import RELEASED_PRESET, small_model
 
 
@@ -113,10 +114,27 @@ def test_the_stages_of_an_arm(tmp_path):
     assert "evaluate-pretrain-loops4" in of_one_loop, "with gates of a half"
     held_out = f"max_sequences_per_source={swept.evaluation.max_sequences_per_source}"
     assert all(held_out in stage.arguments for stage in stages if stage.name.startswith("evaluate")), "before and after"
-    assert [stage.output and f"{stage.output.parent.name}/{stage.output.name}" for stage in stages] == [
-        None, None, "pretrain/evaluation.json", "finetune/evaluation.json", "pretrain/evaluation_loops4.json",
-        "pretrain/diagnostics.json",
+    assert [[f"{output.parent.name}/{output.name}" for output in stage.outputs] for stage in stages] == [
+        [], [], ["pretrain/evaluation.json", "pretrain/evaluation_documents.json"],
+        ["finetune/evaluation.json", "finetune/evaluation_documents.json"],
+        ["pretrain/evaluation_loops4.json", "pretrain/evaluation_loops4_documents.json"],
+        ["pretrain/diagnostics.json"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["step=600", "num_loops=4", "+run_dir=x"])
+@pytest.mark.parametrize("stage", ["evaluate", "diagnose"])
+def test_what_the_sweep_gives_its_stages_itself_is_refused(stage, text):
+    with pytest.raises(UserError, match=rf"sweep\.{stage}=.*is given to the stages by the sweep"):
+        SweepOptions(**{stage: [text]})
+
+
+def test_results_that_tunings_take_over_are_told_as_inherited(tmp_path):
+    """Else a sweep over one of them would call its tunings different."""
+    swept = config(tmp_path)
+    keys = [text.partition("=")[0] for text in shared_options(arm_config(swept, plan_sweep(swept).arms[0]))]
+    assert "guards.spike" in keys
+    assert [key for key in keys if changes_result(key) and not inherited(key)] == []
 
 
 def test_an_arm_is_tuned_where_and_as_guarded_as_it_was_pretrained(tmp_path):
@@ -128,10 +146,9 @@ def test_an_arm_is_tuned_where_and_as_guarded_as_it_was_pretrained(tmp_path):
         guards=GuardsConfig(spike=OnBadStep.ignore),
     )
     tune = stages_of(swept, plan_sweep(swept).arms[0], [])[1].arguments
-    shared = ("engine", "deepspeed", "guards")
-    assert [text for text in tune if text.partition("=")[0].partition(".")[0] in shared] == [
-        "engine=deepspeed", "deepspeed.zero_stage=3", "deepspeed.offload_optimizer=true", "guards.spike=ignore",
-    ]  # fmt: skip
+    for text in ("engine=deepspeed", "deepspeed.zero_stage=3", "deepspeed.offload_optimizer=true",
+                 "guards.spike=ignore", "guards.nonfinite=skip"):  # fmt: skip
+        assert text in tune, "also what is as by default: the tuning's experiment may say otherwise"
 
 
 def test_an_arm_is_tuned_in_the_precision_of_its_pretraining(tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loopcoder_train.config import DataConfig, FinetuneConfig, RunConfig
+from loopcoder_train.config import DataConfig, EngineKind, FinetuneConfig, OptimizerConfig, RunConfig
 from loopcoder_train.config.compare import result_options
+from loopcoder_train.config.data import SegmentConfig
 from loopcoder_train.config.io import to_dict
 from loopcoder_train.config.keys import flatten
 from loopcoder_train.engines.fingerprint import box_fingerprint
@@ -294,8 +295,20 @@ def test_a_seed_that_was_copied_is_no_other_seed(plain):
     assert "seed 1: seed is" in match.first_difference
 
 
-def test_values_are_compared_as_options_and_not_as_words(plain):
-    """`optimizer.peak_lr=1e-3` is a word on the command line; a group has a line for each of its options."""
-    facts = with_options(plain, optimizer__peak_lr=0.001, data__shares__a=0.5)
-    for axis, value in (("optimizer.peak_lr", "1e-3"), ("data.shares", {"a": 0.5}), ("model.num_loops", 1)):
-        assert match_runs([("one", facts)], axis, meant=[{axis: value}]).checks[1].status is Status.same, axis
+VALUES = {
+    "word": ("optimizer.peak_lr", "1e-3", {"optimizer": OptimizerConfig(peak_lr=1e-3)}),
+    "segments": (
+        "data.segments",
+        [{"from_batch": 5, "text_share": 0.5}],
+        {"data": DataConfig(sequence_length=16, segments=[SegmentConfig(from_batch=5, text_share=0.5)])},
+    ),
+    "null": ("training.num_threads", None, {}),
+    "enum": ("engine", "plain", {"engine": EngineKind.plain}),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_are_compared_as_options_and_not_as_words(plain, name):
+    axis, value, changes = VALUES[name]
+    facts = dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes))
+    assert match_runs([("one", facts)], axis, meant=[{axis: value}]).checks[1].status is Status.same

@@ -94,20 +94,24 @@ def test_a_command_that_a_signal_ended_otherwise_costs_its_arm_only(tmp_path, mo
     assert [outcome.code for outcome in run_arms(tmp_path, arms, StageProcesses(print).run, print)] == [137, 137]
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"step": 4}', "[]", '{"step": 6}'])
+@pytest.mark.parametrize("content", [None, "{", '{"step": 4}', "[]", "no documents", '{"step": 6}'])
 def test_what_has_lost_its_output_is_done_again(tmp_path, monkeypatch, content):
     """Gone, cut off, of another step, not its own: only the last one is the evaluation of the newest checkpoint."""
     (tmp_path / "run").mkdir()
-    output = tmp_path / "run" / "evaluation.json"
+    output, documents = tmp_path / "run" / "evaluation.json", tmp_path / "run" / "evaluation_documents.json"
     checkpoint = SimpleNamespace(step=6, path=Path("step-6"), commit="abc")
     monkeypatch.setattr(runner, "checkpoints_of", lambda run_dir: [checkpoint])
-    stage = Stage(name="b", arguments=["b"], run_dir=tmp_path / "run", trains=False, output=output)
+    stage = Stage(name="b", arguments=["b"], run_dir=tmp_path / "run", trains=False, outputs=(output, documents))
     output.write_text('{"step": 6}')
+    documents.write_text("{}")
     for expected in (["b"], []):
         commands = Commands()
         run_arms(tmp_path, [(arm("x"), [stage])], commands, lambda text: None)
         assert commands.done == expected
     output.unlink() if content is None else output.write_text(content)
+    if content == "no documents":
+        output.write_text('{"step": 6}')
+        documents.unlink()
     run_arms(tmp_path, [(arm("x"), [stage])], commands, lambda text: None)
     assert commands.done == ([] if content == '{"step": 6}' else ["b"])
 
