@@ -4,7 +4,7 @@
 # make study-seeds R = 1 and 2, three seeds each, smaller (about 20 minutes)
 # make test        the test suite; test-parallel has the rest
 # make test-parallel  every layout x R x documents x gates x presets against the plain model, half an hour
-# make test-faults  real runs and a real SLURM, broken on purpose, about half an hour
+# make test-faults  real runs and a real SLURM, broken on purpose, about an hour
 # make lint        ruff and the import rules
 # make bench       the side-by-side measurements of docs/benchmarks/ (55 minutes on two cores)
 # make bench-data  the data pipeline beside others: Megatron's datasets, other encoders; what 18T tokens need (15 minutes)
