@@ -111,7 +111,8 @@ def _weak(group: list[ArmResult]) -> list[str]:
     """The seeds of a value that are not well below their baseline; a loss that is no number is not."""
     seed = (lambda result: f", seed {result.seed},") if len(group) > 1 else (lambda result: "")
     return [
-        f"{result.label}{seed(result)} at {result.loss.mean:.4f} with a baseline of {result.bigram_loss:.4f}"
+        f"{result.label}{seed(result)} at {result.loss.mean:.4f} nats per token, not at least {WELL_BELOW} below the "
+        f"bigram baseline of {result.bigram_loss:.4f}"
         for result in group
         if not result.loss.mean <= result.bigram_loss - WELL_BELOW
     ]
@@ -159,10 +160,7 @@ def _why_not(
         return "there is nothing to compare with"
     weak = [words for value in values for words in value.weak]
     if weak:
-        return (
-            f"{', '.join(weak)} nats per token, not at least {WELL_BELOW} below that of a bigram model; such models "
-            "rank nothing"
-        )
+        return f"{'; '.join(weak)}; such models rank nothing"
     return None
 
 

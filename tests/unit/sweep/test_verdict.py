@@ -97,7 +97,7 @@ def test_only_seeds_that_every_value_has_count():
 def test_arms_above_the_baseline_count_for_nothing():
     just_below = 5.0 - WELL_BELOW + 0.01
     found = judge([result("R = 1", [4.0, 4.1]), result("R = 2", [just_below] * 2)], MATCHED, [])
-    assert found.best is None and "R = 2 at 4.9100" in found.sentence and "a baseline of 5.0000" in found.sentence
+    assert found.best is None and "R = 2 at 4.9100" in found.sentence and "bigram baseline of 5.0000" in found.sentence
     assert [value.counts for value in found.values] == [True, False]
 
 
@@ -107,7 +107,10 @@ def test_every_seed_must_be_below_its_own_baseline():
     arms = [result(f"R = {r}", [loss, loss], seed=seed) for r, of_r in losses.items() for seed, loss in enumerate(of_r)]
     found = judge(arms, MATCHED, [])
     assert found.best is None and [value.counts for value in found.values] == [False, True]
-    assert "R = 1, seed 2, at 5.2000 with a baseline of 5.0000 nats per token" in found.sentence
+    assert (
+        "R = 1, seed 2, at 5.2000 nats per token, not at least 0.1 below the bigram baseline of 5.0000"
+        in found.sentence
+    )
     arms[2] = result("R = 1", [5.2, 5.2], seed=2, bigram=5.31)
     assert judge(arms, MATCHED, []).best == "R = 2"
 
