@@ -60,19 +60,17 @@ def test_the_same_command_again_starts_nothing(swept, arguments, folder):
 
 
 def test_runs_that_differ_in_more_get_no_verdict(swept, arguments, folder, tmp_path):
-    """An arm is read beside a run of another seed, and one that began with another learning rate: both are named."""
-    given = [text for text in arguments[1:-1] if not text.startswith("sweep")] + ["model.num_loops=1"]
-    reseeded, changed = str(tmp_path / "reseeded"), str(tmp_path / "changed")
-    for options in (
-        ["seed=1", f"run_dir={reseeded}"],
-        ["optimizer.peak_lr=1e-4", "training.stop_after_step=3", f"run_dir={changed}"],
-        ["accept_config_changes=true", f"run_dir={changed}"],
-    ):
+    """An arm is read beside a run of another seed, which began with another learning rate: both are told."""
+    given = [text for text in arguments[1:-1] if not text.startswith("sweep")]
+    given += ["model.num_loops=1", "seed=1", f"run_dir={tmp_path / 'other'}"]
+    for options in (["optimizer.peak_lr=1e-4", "training.stop_after_step=3"], ["accept_config_changes=true"]):
         trained = loopcoder("pretrain", *given, *options)
         assert trained.code == 0, trained.stderr
-    arm = f"{folder}/num_loops=1/pretrain"
-    for other, difference in ((reseeded, "seed is 1, not 0"), (changed, "optimizer.peak_lr")):
-        assert loopcoder("evaluate", other).code == 0
-        told = loopcoder("report", arm, other, f"html={tmp_path / 'page.html'}")
-        assert told.code == 0 and "No verdict: the runs are not matched (options: " in told.stdout, told
-        assert difference in told.stdout
+    assert loopcoder("evaluate", str(tmp_path / "other")).code == 0
+    page = tmp_path / "page.html"
+    told = loopcoder("report", f"{folder}/num_loops=1/pretrain", str(tmp_path / "other"), f"html={page}")
+    assert told.code == 0 and "No verdict: the runs are not matched (options: " in told.stdout, told
+    assert "seed is 1, not 0" in told.stdout
+    (proof,) = json.loads(page.with_suffix(".json").read_text())["proofs"]
+    (options,) = (check for check in proof["match"]["checks"] if check["name"] == "options")
+    assert any("changed on the way optimizer.peak_lr to 0.003 after step 3" in line for line in options["found"])
