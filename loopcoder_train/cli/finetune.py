@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
+
 from loopcoder_train.cli import hydra_app, messages
 from loopcoder_train.cli.arguments import parse
 from loopcoder_train.cli.pretrain import PATHS, at_scale, pretrain
@@ -17,7 +19,6 @@ INHERITED = (
     *(f"model.{field.name}" for field in dataclasses.fields(ModelConfig) if field.name != "init_from"),
     *("data.corpus_dir", "data.cache_dir", "data.sequence_length"),
 )
-_MISSING = "???"
 
 
 def run(arguments: list[str]) -> int:
@@ -46,7 +47,7 @@ def inherit(values: dict[str, Any], source: dict[str, Any]) -> None:
     """Give every inherited option of `values` that nobody set its value in `source`, the run that is tuned."""
     for key in INHERITED:
         group, name = key.split(".")
-        if values[group][name] == _MISSING:
+        if values[group][name] == MISSING:
             values[group][name] = source[group][name]
 
 

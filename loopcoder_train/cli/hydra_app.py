@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from data_pipeline.errors import DataError
 from loopcoder_train.cli import messages
@@ -64,7 +64,7 @@ class Command:
             group, name = key.split(".")
             if OmegaConf.is_missing(node, group):
                 node[group] = OmegaConf.structured(get_type_hints(self.schema)[group])
-            node[group][name] = "???"
+            node[group][name] = MISSING
         return node
 
     @property

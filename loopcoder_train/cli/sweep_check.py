@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import yaml
+from omegaconf import MISSING
 
 from loopcoder_train.cli import messages
 from loopcoder_train.cli.finetune import inherit
@@ -18,7 +19,6 @@ from loopcoder_train.sweep.stages import Stage
 
 _SCHEMAS = {"evaluate": EvaluateOptions, "diagnose": DiagnoseOptions, "finetune": RunConfig}
 _PREFIX = "loopcoder: error: "
-_MISSING = "???"
 
 
 def check_later_stages(arms: Sequence[tuple[RunConfig, list[Stage]]], axis: str) -> None:
@@ -49,7 +49,7 @@ def _check(stage: Stage, pretrained: RunConfig, schema: type, axis: str) -> None
     source = to_dict(pretrained)
     inherit(values, source)
     for key, value in flatten(values).items():
-        if value == _MISSING:
+        if value == MISSING:
             raise messages.not_set(key, lambda key: f"{key}=VALUE")
     tuned, swept = flatten(to_dict(from_dict(schema, values))), flatten(source)
     other = [key for key in tuned if lies_in(key, (axis,)) and inherited(axis) and tuned[key] != swept[key]]

@@ -109,13 +109,13 @@ def _values(groups: list[list[ArmResult]], spread: Spread) -> list[ValueResult]:
 
 def _weak(group: list[ArmResult]) -> list[str]:
     """The seeds of a value that are not well below their baseline; a loss that is no number is not."""
-    seed = (lambda result: f", seed {result.seed},") if len(group) > 1 else (lambda result: "")
-    return [
-        f"{result.label}{seed(result)} at {result.loss.mean:.4f} nats per token, not at least {WELL_BELOW} below the "
-        f"bigram baseline of {result.bigram_loss:.4f}"
-        for result in group
-        if not result.loss.mean <= result.bigram_loss - WELL_BELOW
-    ]
+    weak = []
+    for result in group:
+        if not result.loss.mean <= result.bigram_loss - WELL_BELOW:
+            which = f"{result.label}, seed {result.seed}," if len(group) > 1 else result.label
+            baseline = f"not at least {WELL_BELOW} below the bigram baseline of {result.bigram_loss:.4f}"
+            weak.append(f"{which} at {result.loss.mean:.4f} nats per token, {baseline}")
+    return weak
 
 
 def joint_level(num_values: int) -> float:
