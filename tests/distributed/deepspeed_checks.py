@@ -22,7 +22,6 @@ from tests.distributed.deepspeed_mutations import mistake
 from tests.distributed.deepspeed_refusals import infinite
 from tests.distributed.deepspeed_setting import (
     CPU,
-    gather_state,
     own_share,
     plain_config,
     plain_engine,
@@ -31,7 +30,14 @@ from tests.distributed.deepspeed_setting import (
     zero_engine,
 )
 from tests.distributed.megatron_cases import layout_of
-from tests.distributed.megatron_setting import cut, load, random_weight, randomize, weight_fingerprint_faults
+from tests.distributed.megatron_setting import (
+    cut,
+    gather_state,
+    load,
+    random_weight,
+    randomize,
+    weight_fingerprint_faults,
+)
 
 _RATES = (1e-3, 4e-4, 8e-4)
 _RIGHT: dict[ZeroCase, dict[str, float]] = {}  # results without a mistake

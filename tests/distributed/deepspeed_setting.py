@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from loopcoder_train.config import (
     ActivationCheckpointing,
@@ -18,12 +18,11 @@ from loopcoder_train.config import (
     TrainingConfig,
 )
 from loopcoder_train.engines.deepspeed import ZeroEngine
-from loopcoder_train.engines.engine import Engine, MicroBatch
+from loopcoder_train.engines.engine import MicroBatch
 from loopcoder_train.engines.plain import PlainEngine
-from loopcoder_train.model.state import TensorShard
 from tests.distributed.deepspeed_cases import ZeroCase
 from tests.distributed.megatron_cases import Case
-from tests.distributed.megatron_setting import cut, micro_batches, randomize
+from tests.distributed.megatron_setting import micro_batches, randomize
 from tests.distributed.megatron_setting import run_config as megatron_config
 
 CPU = torch.device("cpu")
@@ -101,16 +100,3 @@ def plain_engine(case: ZeroCase) -> PlainEngine:
     plain = PlainEngine(plain_config(case), CPU)
     randomize(plain)
     return plain
-
-
-def gather_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every whole tensor, put together from what each rank owns, and how often each element was owned."""
-    boxes = [(s.name, s.global_shape, s.offsets, s.data.clone()) for s in engine.state_shards(loading=False) if s.owner]
-    gathered = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, boxes)
-    tensors, owners = {}, {}
-    for name, shape, offsets, data in (box for rank in gathered for box in rank):
-        shard = TensorShard(name, shape, offsets, data)
-        cut(shard, tensors.setdefault(name, torch.full(shape, float("nan")))).copy_(data)
-        cut(shard, owners.setdefault(name, torch.zeros(shape))).add_(1)
-    return tensors, owners

@@ -29,7 +29,7 @@ from loopcoder_train.finetune.stream import ConversationStream
 from loopcoder_train.model.state import FIRST_MOMENT_PREFIX
 from loopcoder_train.training.batch import to_micro_batch
 from tests.conftest import RELEASED_PRESET
-from tests.distributed.megatron_setting import randomize
+from tests.distributed.megatron_setting import gather_state, randomize
 
 ROWS = 4
 LAYOUTS = [(4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]  # micro-batch, accumulation, data parallel
@@ -84,7 +84,6 @@ def zero_pass(config: RunConfig, batches: list[MicroBatch]) -> tuple[float, int,
     Buckets are small, so that there are several, and under stage 3 even norms are split.
     """
     from loopcoder_train.engines.deepspeed import ZeroEngine
-    from tests.distributed.deepspeed_setting import gather_state
 
     engine = ZeroEngine(config, torch.device("cpu"))
     randomize(engine)

@@ -22,6 +22,7 @@ from tests.distributed.megatron_cases import AFTER_A_STEP_TOLERANCE, Case, witho
 from tests.distributed.megatron_mutations import mistake
 from tests.distributed.megatron_setting import (
     cut,
+    gather_state,
     load,
     micro_batches,
     random_weight,
@@ -213,18 +214,18 @@ def state(case: Case) -> dict[str, float]:
     """Train, save, go on; load the saved state under `other_layout`, go on: the losses of both."""
     engine = _engine(case)
     _train(engine, case, range(3))
-    tensors, owners = _gather_state(engine)
+    tensors, owners = gather_state(engine)
     assert all(bool((count == 1).all()) for count in owners.values()), "an element is saved twice or not at all"
     scalars = engine.state_scalars()
     expected = _train(engine, case, range(3, 6))
-    after, _ = _gather_state(engine)
+    after, _ = gather_state(engine)
     other = MegatronEngine(run_config(case, case.other_layout), _CPU)
     load(other.state_shards(loading=True), tensors)
     other.load_state_scalars(scalars)
     assert other.state_scalars() == scalars == {"optimizer_step": 3}
-    loaded, _ = _gather_state(other)
+    loaded, _ = gather_state(other)
     losses = _train(other, case, range(3, 6))
-    after_other, _ = _gather_state(other)
+    after_other, _ = gather_state(other)
     assert after.keys() == after_other.keys()
     return {
         "loaded": max(float((tensors[name] - loaded[name]).abs().max()) for name in tensors),
@@ -297,20 +298,6 @@ def _train(engine: MegatronEngine, case: Case, steps: range) -> list[float]:
         batches = micro_batches(2 * case.micro_batches * case.stages, case.packed, step)
         losses.append(engine.train_step(_mine(engine, batches), 1e-3).loss)
     return losses
-
-
-def _gather_state(engine: MegatronEngine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every whole tensor, put together from what each rank owns, and how often each element was owned."""
-    boxes = [(s.name, s.global_shape, s.offsets, s.data.clone()) for s in engine.state_shards(loading=False) if s.owner]
-    gathered = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, boxes)
-    tensors, owners = {}, {}
-    for name, shape, offsets, data in (box for rank in gathered for box in rank):
-        tensor = tensors.setdefault(name, torch.full(shape, float("nan")))
-        shard = TensorShard(name, shape, offsets, data)
-        cut(shard, tensor).copy_(data)
-        cut(shard, owners.setdefault(name, torch.zeros(shape))).add_(1)
-    return tensors, owners
 
 
 def _engine(case: Case) -> MegatronEngine:

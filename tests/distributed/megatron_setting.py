@@ -1,7 +1,7 @@
 """The model, the data and the weights on which the Megatron engine meets the plain one."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from loopcoder_train.config import (
     ActivationCheckpointing,
@@ -131,3 +131,16 @@ def weight_fingerprint_faults(engine: Engine, plain: PlainEngine) -> int:
     }
     assert found.keys() == expected.keys()
     return sum(found[name] != expected[name] for name in expected)
+
+
+def gather_state(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every whole tensor, put together from what each rank owns, and how often each element was owned."""
+    boxes = [(s.name, s.global_shape, s.offsets, s.data.clone()) for s in engine.state_shards(loading=False) if s.owner]
+    gathered = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, boxes)
+    tensors, owners = {}, {}
+    for name, shape, offsets, data in (box for rank in gathered for box in rank):
+        shard = TensorShard(name, shape, offsets, data)
+        cut(shard, tensors.setdefault(name, torch.full(shape, float("nan")))).copy_(data)
+        cut(shard, owners.setdefault(name, torch.zeros(shape))).add_(1)
+    return tensors, owners
